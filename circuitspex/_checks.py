@@ -1,0 +1,37 @@
+"""Checks of what comes in from outside, shared by the halves of the package."""
+
+import torch
+from torch import Tensor
+
+from circuitspex.errors import MaskError
+
+
+def check_masks(masks: object, n_units: int) -> Tensor:
+    """Return the masks unchanged if they are keep-masks over ``n_units`` units.
+
+    Args:
+        masks: What a caller passed; must be a bool tensor of shape ``(masks, n_units)``.
+        n_units: How many units a mask must cover.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        MaskError: If it is not a two-dimensional bool tensor with one column per unit.
+    """
+    if not isinstance(masks, Tensor):
+        raise MaskError(
+            f"masks must be a torch bool tensor of shape (masks, {n_units}), True = kept; "
+            f"got {type(masks).__name__}. Convert it with torch.as_tensor(masks, dtype=torch.bool)."
+        )
+    if masks.dtype != torch.bool:
+        raise MaskError(
+            f"masks must be bool, True = kept; got dtype {masks.dtype}. "
+            "Write the comparison that makes it so, such as masks > 0.5."
+        )
+    if masks.ndim != 2 or masks.shape[1] != n_units:
+        raise MaskError(
+            f"masks must have shape (masks, {n_units}), one column per unit; "
+            f"got {tuple(masks.shape)}. A single mask needs mask[None, :]."
+        )
+    return masks

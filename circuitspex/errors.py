@@ -1,0 +1,81 @@
+"""Every error this package raises on purpose, each with the situation it stands for."""
+
+
+class CircuitSpexError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class MaskError(CircuitSpexError, ValueError):
+    """Masks have the wrong shape or dtype for the units they are meant for."""
+
+
+class UnitError(CircuitSpexError, ValueError):
+    """A unit does not exist in the model, is named twice, or overlaps another one."""
+
+
+class HookError(CircuitSpexError, RuntimeError):
+    """A hook point is missing, did not fire, has an unexpected axis, or changes nothing."""
+
+
+class AblationError(CircuitSpexError, ValueError):
+    """What should replace ablated activations is missing or does not fit the prompts."""
+
+
+class TaskError(CircuitSpexError, ValueError):
+    """Prompts and answers do not make a task: lengths differ, or an answer is not one token."""
+
+
+class ModelError(CircuitSpexError, ValueError):
+    """A model cannot be loaded from what was named, or its file is damaged."""
+
+
+class DecoderError(CircuitSpexError, ValueError):
+    """A decoder was asked for something that its method does not offer."""
+
+
+class BudgetError(DecoderError):
+    """The budget is too small for the decoder, or a decoder would have gone past it."""
+
+
+class NonFiniteError(CircuitSpexError, ArithmeticError):
+    """The model gave NaN or infinite logits under some mask; the finite values were kept."""
+
+
+class OutOfMemoryError(CircuitSpexError, RuntimeError):
+    """Not even a single row fits into the device's memory."""
+
+
+class StoreError(CircuitSpexError, RuntimeError):
+    """Evaluations on disk cannot be read, written, or belong to something else."""
+
+
+class StoreMismatchError(StoreError):
+    """The store holds evaluations of another spec."""
+
+
+class StoreCorruptError(StoreError):
+    """A file of the store is cut short or damaged."""
+
+
+class StoreFullError(StoreError):
+    """The disk is full; everything evaluated before is on disk."""
+
+
+class ResultError(CircuitSpexError, ValueError):
+    """A result file is not what it should be, or two results cannot be compared."""
+
+
+class MissingExtraError(CircuitSpexError, ImportError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+
+class TaskWarning(UserWarning):
+    """The intact model fails the task, so ablations have little to take away."""
+
+
+class TrackingWarning(UserWarning):
+    """Logging failed; the result itself is not affected."""
+
+
+class EvaluationWarning(UserWarning):
+    """Evaluation went on in another way than planned, such as in smaller batches."""
