@@ -1,0 +1,1 @@
+"""Find which parts of a language model work together."""

@@ -1,0 +1,341 @@
+"""What can be ablated: attention heads, MLP neurons, blocks of neurons, whole layers.
+
+A unit is an inert name; a :class:`UnitSet` is an ordered choice of them and fixes the columns of
+every mask. Where a unit lives in the model is its *site*: the hook point, and which entries of the
+activation's last named axis belong to it (all of them for a whole layer).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, overload
+
+from circuitspex.errors import UnitError
+
+
+@dataclass(frozen=True, order=True)
+class Head:
+    """One attention head, ablated at its output before W_O. Query heads under grouped queries."""
+
+    layer: int
+    head: int
+    axis: ClassVar[str | None] = "head"
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook point."""
+        return f"blocks.{self.layer}.attn.hook_z"
+
+    @property
+    def span(self) -> range:
+        """Entries of the hook's unit axis that belong to this unit."""
+        return range(self.head, self.head + 1)
+
+
+@dataclass(frozen=True, order=True)
+class Neuron:
+    """One hidden unit of an MLP, ablated after nonlinearity and gate."""
+
+    layer: int
+    neuron: int
+    axis: ClassVar[str | None] = "neuron"
+
+    def __str__(self) -> str:
+        return f"L{self.layer}N{self.neuron}"
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook point."""
+        return f"blocks.{self.layer}.mlp.hook_post"
+
+    @property
+    def span(self) -> range:
+        """Entries of the hook's unit axis that belong to this unit."""
+        return range(self.neuron, self.neuron + 1)
+
+
+@dataclass(frozen=True, order=True)
+class NeuronBlock:
+    """Neurons ``start`` to ``stop - 1`` of one MLP, ablated together."""
+
+    layer: int
+    start: int
+    stop: int
+    axis: ClassVar[str | None] = "neuron"
+
+    def __str__(self) -> str:
+        return f"L{self.layer}N{self.start}-{self.stop - 1}"
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook point."""
+        return f"blocks.{self.layer}.mlp.hook_post"
+
+    @property
+    def span(self) -> range:
+        """Entries of the hook's unit axis that belong to this unit."""
+        return range(self.start, self.stop)
+
+
+@dataclass(frozen=True, order=True)
+class AttentionLayer:
+    """The whole attention output of one layer, as it is added to the residual stream."""
+
+    layer: int
+    axis: ClassVar[str | None] = None
+
+    def __str__(self) -> str:
+        return f"L{self.layer}attn"
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook point."""
+        return f"blocks.{self.layer}.hook_attn_out"
+
+    @property
+    def span(self) -> None:
+        """None: the whole activation belongs to this unit."""
+        return None
+
+
+@dataclass(frozen=True, order=True)
+class MLP:
+    """The whole MLP output of one layer, as it is added to the residual stream."""
+
+    layer: int
+    axis: ClassVar[str | None] = None
+
+    def __str__(self) -> str:
+        return f"L{self.layer}mlp"
+
+    @property
+    def hook(self) -> str:
+        """Name of the hook point."""
+        return f"blocks.{self.layer}.hook_mlp_out"
+
+    @property
+    def span(self) -> None:
+        """None: the whole activation belongs to this unit."""
+        return None
+
+
+Unit: TypeAlias = Head | Neuron | NeuronBlock | AttentionLayer | MLP
+
+_LABEL = re.compile(
+    r"L(?P<layer>\d+)(?:H(?P<head>\d+)|N(?P<start>\d+)(?:-(?P<last>\d+))?|(?P<whole>attn|mlp))"
+)
+
+
+def parse_unit(label: str) -> Unit:
+    """Read a unit back from its label; the inverse of ``str(unit)``.
+
+    Args:
+        label: Such as ``L3H1``, ``L3N17``, ``L3N0-63``, ``L3attn`` or ``L3mlp``.
+
+    Returns:
+        The unit.
+
+    Raises:
+        UnitError: If the label is of no known form.
+
+    Example:
+        >>> parse_unit("L3N0-63")
+        NeuronBlock(layer=3, start=0, stop=64)
+    """
+    match = _LABEL.fullmatch(label)
+    if match is None:
+        raise UnitError(
+            f"{label!r} is not the label of a unit. Labels look like L3H1 (head), L3N17 (neuron), "
+            "L3N0-63 (block of neurons), L3attn or L3mlp (a whole layer)."
+        )
+    layer = int(match["layer"])
+    if match["head"] is not None:
+        return Head(layer, int(match["head"]))
+    if match["whole"] is not None:
+        return AttentionLayer(layer) if match["whole"] == "attn" else MLP(layer)
+    if match["last"] is not None:
+        return NeuronBlock(layer, int(match["start"]), int(match["last"]) + 1)
+    return Neuron(layer, int(match["start"]))
+
+
+class UnitSet(Sequence[Unit]):
+    """An ordered choice of units without overlaps; unit i is column i of every mask.
+
+    Sets are joined with ``+``: ``cs.heads(model) + cs.mlps(model)``.
+    """
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        self._units = tuple(units)
+        self._check_disjoint()
+
+    def _check_disjoint(self) -> None:
+        taken: dict[tuple[str, int | None], Unit] = {}
+        for unit in self._units:
+            for entry in (None,) if unit.span is None else unit.span:
+                other = taken.setdefault((unit.hook, entry), unit)
+                if other is not unit:
+                    raise UnitError(
+                        f"{unit} and {other} overlap at {unit.hook}; a mask could not say whether "
+                        "the shared part is kept. Leave one of them out."
+                    )
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+    @overload
+    def __getitem__(self, index: slice) -> "UnitSet": ...
+    def __getitem__(self, index: int | slice) -> "Unit | UnitSet":
+        if isinstance(index, slice):
+            return UnitSet(self._units[index])
+        return self._units[index]
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self._units)
+
+    def __add__(self, other: "UnitSet") -> "UnitSet":
+        return UnitSet(self._units + other._units)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UnitSet) and self._units == other._units
+
+    def __hash__(self) -> int:
+        return hash(self._units)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(str, self._units[:4]))
+        return f"UnitSet({len(self)} units: {shown}{', …' if len(self) > 4 else ''})"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label of every unit, in mask order."""
+        return tuple(map(str, self._units))
+
+
+def heads(model: Any, layers: Iterable[int] | None = None) -> UnitSet:
+    """Choose all attention heads, or those of some layers.
+
+    Args:
+        model: A TransformerBridge.
+        layers: Layer indices; all layers when None.
+
+    Returns:
+        Query heads, layer by layer.
+    """
+    n_heads = model.cfg.n_heads
+    return UnitSet(Head(layer, h) for layer in _layers(model, layers) for h in range(n_heads))
+
+
+def neurons(
+    model: Any, layers: Iterable[int] | None = None, indices: Iterable[int] | None = None
+) -> UnitSet:
+    """Choose MLP neurons.
+
+    Args:
+        model: A TransformerBridge.
+        layers: Layer indices; all layers when None.
+        indices: Neurons to take in each layer; all when None.
+
+    Returns:
+        Neurons, layer by layer.
+    """
+    d_mlp = _d_mlp(model)
+    chosen = range(d_mlp) if indices is None else list(indices)
+    if any(not 0 <= i < d_mlp for i in chosen):
+        raise UnitError(f"neurons must lie in 0..{d_mlp - 1}; got {chosen}.")
+    return UnitSet(Neuron(layer, i) for layer in _layers(model, layers) for i in chosen)
+
+
+def neuron_blocks(model: Any, size: int = 64, layers: Iterable[int] | None = None) -> UnitSet:
+    """Choose blocks of neighbouring MLP neurons; the last of a layer may be smaller.
+
+    Args:
+        model: A TransformerBridge.
+        size: Neurons a block.
+        layers: Layer indices; all layers when None.
+
+    Returns:
+        Blocks, layer by layer.
+
+    Raises:
+        UnitError: If the size is not positive.
+    """
+    if size < 1:
+        raise UnitError(f"a block needs at least one neuron; got size={size}.")
+    d_mlp = _d_mlp(model)
+    return UnitSet(
+        NeuronBlock(layer, start, min(start + size, d_mlp))
+        for layer in _layers(model, layers)
+        for start in range(0, d_mlp, size)
+    )
+
+
+def attention_layers(model: Any, layers: Iterable[int] | None = None) -> UnitSet:
+    """Choose whole attention layers.
+
+    Args:
+        model: A TransformerBridge.
+        layers: Layer indices; all layers when None.
+
+    Returns:
+        One unit per layer.
+    """
+    return UnitSet(AttentionLayer(layer) for layer in _layers(model, layers))
+
+
+def mlps(model: Any, layers: Iterable[int] | None = None) -> UnitSet:
+    """Choose whole MLP layers.
+
+    Args:
+        model: A TransformerBridge.
+        layers: Layer indices; all layers when None.
+
+    Returns:
+        One unit per layer.
+    """
+    _d_mlp(model)
+    return UnitSet(MLP(layer) for layer in _layers(model, layers))
+
+
+def check_units(units: UnitSet, model: Any) -> None:
+    """Refuse units that the model does not have.
+
+    Args:
+        units: The units to look up.
+        model: A TransformerBridge.
+
+    Raises:
+        UnitError: If a unit's layer or index is outside the model, or there are no units at all.
+    """
+    if len(units) == 0:
+        raise UnitError("there are no units to ablate; pass at least one, such as cs.heads(model).")
+    for unit in units:
+        _layers(model, [unit.layer])
+        if unit.span is not None:
+            size = model.cfg.n_heads if unit.axis == "head" else _d_mlp(model)
+            if not 0 <= unit.span.start < unit.span.stop <= size:
+                raise UnitError(
+                    f"{unit} does not exist: layer {unit.layer} has {unit.axis}s 0..{size - 1}."
+                )
+
+
+def _layers(model: Any, layers: Iterable[int] | None) -> list[int]:
+    n_layers = model.cfg.n_layers
+    if layers is None:
+        return list(range(n_layers))
+    chosen = list(layers)
+    wrong = [layer for layer in chosen if not 0 <= layer < n_layers]
+    if wrong:
+        raise UnitError(f"the model has layers 0..{n_layers - 1}; got {wrong}.")
+    return chosen
+
+
+def _d_mlp(model: Any) -> int:
+    d_mlp = getattr(model.cfg, "d_mlp", None)
+    if not d_mlp or getattr(model.cfg, "attn_only", False):
+        raise UnitError("the model has no MLPs; choose heads or attention layers instead.")
+    return d_mlp
