@@ -1,0 +1,11 @@
+"""Evaluations, kept: which value a mask gave on a prompt; in memory or on disk.
+
+A store answers what it has been told and knows no models. :class:`MemoryStore` goes with the
+process, :class:`ParquetStore` stays on disk; both keep the contract :class:`Store`.
+"""
+
+from circuitspex.store.base import Store
+from circuitspex.store.memory import MemoryStore
+from circuitspex.store.parquet import ParquetStore
+
+__all__ = ["MemoryStore", "ParquetStore", "Store"]
