@@ -1,0 +1,457 @@
+"""The context manager that ablates; the only code that touches hooks.
+
+Phases:
+
+1. *Plan* (:func:`plan_sites`): units become sites, one per hook point, each knowing which mask
+   column rules which entry of its axis.
+2. *Enter*: hooks are added once, stand-ins for mean and resample ablation are computed, and three
+   probes are run: every hook fires with the expected axis; the all-kept mask gives the unhooked
+   logits; a canary at every site changes them.
+3. *Run*: every row of a batch has its own mask. Outside our own forward passes the hooks do nothing,
+   so the model stays usable inside the block, and blocks nest.
+4. *Leave*: on every way out our hooks, and only ours, are gone and every module's training flag is
+   as it was.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitspex import replacements
+from circuitspex._checks import check_masks
+from circuitspex.batching import Batcher
+from circuitspex.errors import AblationError, HookError, MaskError
+from circuitspex.replacements import Replacement, Zero
+from circuitspex.units import UnitSet, check_units
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One hook point and the mask columns that rule it."""
+
+    hook: str
+    """Name of the hook point."""
+    axis: str | None
+    """``head``, ``neuron``, or None where one column rules the whole activation."""
+    columns: Int[Tensor, " entries"]
+    """Mask column of every entry of the axis; the column after the last means always kept."""
+
+    @property
+    def size(self) -> int | None:
+        """Entries of the axis, None for a whole activation."""
+        return None if self.axis is None else len(self.columns)
+
+
+def plan_sites(units: UnitSet, model: Any) -> tuple[Site, ...]:
+    """Group units by hook point.
+
+    Args:
+        units: What a mask's columns stand for.
+        model: A TransformerBridge.
+
+    Returns:
+        One site per hook point, in the order of first appearance.
+    """
+    sizes = {"head": model.cfg.n_heads, "neuron": getattr(model.cfg, "d_mlp", None), None: 1}
+    always_kept = len(units)
+    columns: dict[tuple[str, str | None], list[int]] = {}
+    for column, unit in enumerate(units):
+        key = (unit.hook, unit.axis)
+        entries = columns.setdefault(key, [always_kept] * sizes[unit.axis])
+        for entry in (0,) if unit.span is None else unit.span:
+            entries[entry] = column
+    return tuple(Site(hook, axis, torch.tensor(c)) for (hook, axis), c in columns.items())
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the hooks need while one batch runs."""
+
+    masks: Bool[Tensor, "rows columns"]
+    """Keep-masks with one more, always kept, column at the end."""
+    stand_ins: Callable[[str], Tensor]
+    """Replacement activations of a hook point for the rows of this batch."""
+
+
+class Ablated:
+    """A model whose units can be ablated row by row; made by :func:`ablate`."""
+
+    def __init__(
+        self, model: Any, units: UnitSet, replacement: Replacement, batcher: Batcher, probe: bool
+    ) -> None:
+        check_units(units, model)
+        self.model = model
+        self.units = units
+        self.replacement = replacement
+        self.sites = plan_sites(units, model)
+        self._batcher = batcher
+        self._probe = probe
+        self._exits = ExitStack()
+        self._running: _Batch | None = None
+        self._captured: dict[str, Tensor] | None = None
+        self._fired: set[str] = set()
+        self._inside = False
+        self._by_length: dict[int, dict[str, Tensor]] = {}
+        self._ranks: Tensor = torch.zeros(0, dtype=torch.long)
+
+    def __enter__(self) -> Self:
+        """Add the hooks, compute stand-ins, probe.
+
+        Returns:
+            This object, ready to be called.
+
+        Raises:
+            HookError: If the model lacks a hook point, one does not fire, has an unexpected axis,
+                or has no effect; or if the block is already entered.
+        """
+        if self._inside:
+            raise HookError("this block is already entered; make another one with cs.ablate(...).")
+        try:
+            self._exits.callback(_restore_training(self.model))
+            self.model.eval()
+            self._exits.enter_context(self.model.hooks(fwd_hooks=self._hooks()))
+            self._inside = True
+            if self._probe:
+                self._run_probes()
+            self._compute_stand_ins()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the hooks away and leave the model as it was."""
+        self._leave()
+
+    def _leave(self) -> None:
+        self._inside = False
+        self._by_length = {}
+        self._exits.close()
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "prompts positions"],
+        masks: Bool[Tensor, "masks units"],
+        answer_positions: Int[Tensor, " prompts"] | None = None,
+    ) -> Float[Tensor, "masks prompts vocab"]:
+        """Run every mask on every prompt.
+
+        Args:
+            tokens: Prompts of one length as token ids; shorter ones may be padded on the right if
+                ``answer_positions`` says where each really ends.
+            masks: Keep-masks; True means kept.
+            answer_positions: Position whose logits are wanted, per prompt; the last one when None.
+
+        Returns:
+            Logits at the answer position, on the model's device.
+        """
+        masks = check_masks(masks, len(self.units))
+        n_masks, n_prompts = len(masks), len(tokens)
+        prompts = repeat(torch.arange(n_prompts), "prompts -> (masks prompts)", masks=n_masks)
+        which = repeat(torch.arange(n_masks), "masks -> (masks prompts)", prompts=n_prompts)
+        logits = torch.cat(
+            [part for _, part in self.stream(tokens, masks, prompts, which, answer_positions)]
+            or [torch.zeros(0, self.model.cfg.d_vocab)]
+        )
+        return rearrange(
+            logits, "(masks prompts) vocab -> masks prompts vocab", masks=n_masks, prompts=n_prompts
+        )
+
+    def stream(
+        self,
+        tokens: Int[Tensor, "prompts positions"],
+        masks: Bool[Tensor, "masks units"],
+        prompt_of_row: Int[Tensor, " rows"],
+        mask_of_row: Int[Tensor, " rows"],
+        answer_positions: Int[Tensor, " prompts"] | None = None,
+        prompt_ids: Int[Tensor, " prompts"] | None = None,
+    ) -> Iterator[tuple[slice, Float[Tensor, "batch vocab"]]]:
+        """Run chosen pairs of mask and prompt, yielding each batch's logits as it is done.
+
+        Args:
+            tokens: Prompts of one length as token ids.
+            masks: Keep-masks.
+            prompt_of_row: Index into ``tokens`` of every row.
+            mask_of_row: Index into ``masks`` of every row.
+            answer_positions: Position whose logits are wanted, per prompt; the last one when None.
+            prompt_ids: Index of every prompt among the counterfactuals of a resample ablation;
+                0, 1, … when None.
+
+        Yields:
+            The rows of a batch and their logits.
+
+        Raises:
+            HookError: If called outside the block.
+            MaskError: If tokens are not two-dimensional.
+        """
+        if not self._inside:
+            raise HookError("call this inside the block: with cs.ablate(...) as ablated: ...")
+        if tokens.ndim != 2:
+            raise MaskError(f"tokens must have shape (prompts, positions); got {tokens.shape}.")
+        device = torch.device(self.model.cfg.device)
+        masks = check_masks(masks, len(self.units)).to(device)
+        ids = torch.arange(len(tokens)) if prompt_ids is None else prompt_ids
+        n_positions = tokens.shape[1]
+        self._check_stand_ins(ids, n_positions)
+        tokens = tokens.to(device)
+
+        def run(rows: slice) -> Tensor:
+            prompts = prompt_of_row[rows]
+            kept = masks[mask_of_row[rows].to(device)]
+            ends = None if answer_positions is None else answer_positions[prompts]
+            stand_ins = self._stand_ins_of(ids[prompts], n_positions)
+            return self._forward(tokens[prompts.to(device)], kept, stand_ins, ends)
+
+        yield from self._batcher(len(prompt_of_row), n_positions, run)
+
+    def _forward(
+        self,
+        tokens: Tensor,
+        masks: Tensor,
+        stand_ins: Callable[[str], Tensor],
+        answer_positions: Tensor | None = None,
+    ) -> Tensor:
+        always = torch.ones(len(masks), 1, dtype=torch.bool, device=masks.device)
+        self._running = _Batch(torch.cat([masks, always], dim=1), stand_ins)
+        self._fired.clear()
+        try:
+            logits = answer_logits(self.model, tokens, answer_positions)
+        finally:
+            self._running = None
+        missing = [site.hook for site in self.sites if site.hook not in self._fired]
+        if missing:
+            raise HookError(
+                f"hook {missing[0]} did not fire ({len(missing)} of {len(self.sites)} hooks). Either "
+                "this architecture does not compute it, or model.reset_hooks() was called inside "
+                "the block. Choose other units; the table is printed by: circuitspex units"
+            )
+        return logits
+
+    def _hooks(self) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        points = self.model.hook_dict
+        absent = [site.hook for site in self.sites if site.hook not in points]
+        if absent:
+            raise HookError(
+                f"the model has no hook {absent[0]} ({len(absent)} of {len(self.sites)} are "
+                "missing). Choose units that this architecture has, such as cs.heads(model)."
+            )
+        # By canonical name: under an alias, compatibility mode would call each hook twice.
+        return [(points[s.hook].name or s.hook, self._hook(s)) for s in self.sites]
+
+    def _hook(self, site: Site) -> Callable[..., Tensor | None]:
+        columns: dict[torch.device, Tensor] = {}
+
+        def ablate_site(activation: Tensor, *, hook: Any) -> Tensor | None:
+            batch = self._running
+            if batch is None:
+                return None
+            self._fired.add(site.hook)
+            if self._captured is not None:
+                self._captured[site.hook] = activation.detach().clone()
+                return None
+            _check_axis(activation, site, len(batch.masks), self.model.cfg.d_model)
+            device = activation.device
+            index = columns.setdefault(device, site.columns.to(device))
+            keep = _broadcast(batch.masks.to(device)[:, index], site.axis)
+            return torch.where(keep, activation, batch.stand_ins(site.hook).to(activation))
+
+        return ablate_site
+
+    def _compute_stand_ins(self) -> None:
+        if isinstance(self.replacement, Zero):
+            return
+        sequences = self.replacement.sequences
+        lengths = torch.tensor([len(tokens) for tokens in sequences])
+        self._ranks = torch.zeros(len(sequences), dtype=torch.long)
+        for length in lengths.unique().tolist():
+            members = (lengths == length).nonzero().squeeze(1)
+            self._ranks[members] = torch.arange(len(members))
+            tokens = torch.stack([sequences[i] for i in members])
+            captured = self._capture(tokens)
+            self._by_length[length] = {
+                hook: self.replacement.combine(values) for hook, values in captured.items()
+            }
+
+    def _capture(self, tokens: Tensor) -> dict[str, Tensor]:
+        tokens = tokens.to(self.model.cfg.device)
+        kept = torch.ones(len(tokens), len(self.units), dtype=torch.bool, device=tokens.device)
+        parts: list[dict[str, Tensor]] = []
+
+        def run(rows: slice) -> dict[str, Tensor]:
+            self._captured = {}
+            try:
+                self._forward(tokens[rows], kept[rows], _zeros)
+                return self._captured
+            finally:
+                self._captured = None
+
+        parts = [part for _, part in self._batcher(len(tokens), tokens.shape[1], run)]
+        return {site.hook: torch.cat([part[site.hook] for part in parts]) for site in self.sites}
+
+    def _check_stand_ins(self, prompt_ids: Tensor, n_positions: int) -> None:
+        if isinstance(self.replacement, Zero):
+            return
+        name, sequences = self.replacement.name, self.replacement.sequences
+        if n_positions not in self._by_length:
+            known = ", ".join(map(str, sorted(self._by_length)))
+            raise AblationError(
+                f"{name} ablation has no stand-in for prompts of {n_positions} tokens, only for "
+                f"{known}. Give reference prompts of that length."
+            )
+        if self.replacement.name == "resample" and (
+            prompt_ids.max() >= len(sequences)
+            or any(len(sequences[i]) != n_positions for i in prompt_ids.tolist())
+        ):
+            raise AblationError(
+                f"resample ablation needs one counterfactual per prompt, of the same length; got "
+                f"{len(sequences)} counterfactuals for prompts of {n_positions} tokens."
+            )
+
+    def _stand_ins_of(self, prompt_ids: Tensor, n_positions: int) -> Callable[[str], Tensor]:
+        if isinstance(self.replacement, Zero):
+            return _zeros
+        table = self._by_length[n_positions]
+        ranks = self._ranks[prompt_ids] if self.replacement.name == "resample" else prompt_ids
+        rows = self.replacement.rows(ranks)
+        return lambda hook: table[hook][rows.to(table[hook].device)]
+
+    def _run_probes(self) -> None:
+        n_positions = min(8, self.model.cfg.n_ctx)
+        tokens = torch.arange(n_positions, device=self.model.cfg.device)[None]
+        tokens = tokens % self.model.cfg.d_vocab
+        unhooked = answer_logits(self.model, tokens)
+        kept = torch.ones(1, len(self.units), dtype=torch.bool, device=tokens.device)
+        same = self._forward(tokens, kept, _zeros)
+        tolerance = 1e-5 if same.dtype in (torch.float32, torch.float64) else 1e-2
+        if not torch.allclose(same, unhooked, rtol=tolerance, atol=tolerance):
+            raise HookError(
+                "keeping every unit changed the logits by "
+                f"{(same - unhooked).abs().max().item():.3g}; the hooks disturb this model."
+            )
+        self._probe_canaries(tokens, unhooked)
+
+    def _probe_canaries(self, tokens: Tensor, unhooked: Tensor) -> None:
+        canaries = torch.ones(len(self.sites), len(self.units), dtype=torch.bool)
+        for row, site in enumerate(self.sites):
+            canaries[row, [c for c in site.columns.tolist() if c < len(self.units)]] = False
+        canaries = canaries.to(tokens.device)
+
+        def run(rows: slice) -> Tensor:
+            masks = canaries[rows]
+            return self._forward(tokens.expand(len(masks), -1), masks, _ones)
+
+        for rows, logits in self._batcher(len(self.sites), tokens.shape[1], run):
+            dead = (logits == unhooked).all(dim=1).nonzero()
+            if len(dead):
+                site = self.sites[rows.start + int(dead[0])]
+                raise HookError(
+                    f"ablating at {site.hook} does not change the logits, so nothing could be found "
+                    "there. If its output weights are zero on purpose, pass probe=False."
+                )
+
+
+def ablate(
+    model: Any,
+    units: UnitSet,
+    ablation: str | Replacement = "zero",
+    *,
+    batch_size: int | None = None,
+    probe: bool = True,
+) -> Ablated:
+    """Make a block in which sets of units can be ablated, many sets in one forward pass.
+
+    Args:
+        model: A TransformerBridge.
+        units: What can be ablated; unit i is column i of every mask.
+        ablation: ``zero``, or ``cs.mean(tokens)`` or ``cs.resample(tokens)``.
+        batch_size: Rows per forward pass; chosen from free memory when None.
+        probe: Check at entry that every hook fires, keeps and changes what it should.
+
+    Returns:
+        A context manager; inside, ``ablated(tokens, masks)`` gives the logits at the answer
+        position, shape ``(masks, prompts, vocab)``.
+
+    Example:
+        >>> import circuitspex as cs, torch
+        >>> model = cs.models.load("toy-induction")
+        >>> tokens = torch.tensor([[0, 5, 9, 2, 5, 9, 2, 5]])
+        >>> units = cs.heads(model)
+        >>> with cs.ablate(model, units) as ablated:
+        ...     logits = ablated(tokens, cs.masks.ablate_only([[], [3, 4]], len(units)))
+        >>> logits.shape
+        torch.Size([2, 1, 33])
+    """
+    return Ablated(model, units, replacements.get(ablation), Batcher(model, batch_size), probe)
+
+
+def answer_logits(
+    model: Any,
+    tokens: Int[Tensor, "rows positions"],
+    answer_positions: Int[Tensor, " rows"] | None = None,
+) -> Float[Tensor, "rows vocab"]:
+    """Run the model and return logits at one position per row, never those of all positions.
+
+    Args:
+        model: A TransformerBridge.
+        tokens: Token ids.
+        answer_positions: Wanted position per row; the last one when None.
+
+    Returns:
+        Logits, without gradients.
+    """
+    ends = torch.full((len(tokens),), tokens.shape[1] - 1)
+    ends = ends if answer_positions is None else answer_positions.cpu()
+    wanted, rank = ends.unique(return_inverse=True)
+    keep = 1 if answer_positions is None else wanted.to(tokens.device)
+    with torch.no_grad():
+        logits = model(tokens, logits_to_keep=keep, use_cache=False)
+    # Models without the option return every position; the small native ones do.
+    column = ends if logits.shape[1] == tokens.shape[1] else rank
+    return logits[torch.arange(len(tokens)), column.to(logits.device)]
+
+
+def _restore_training(model: Any) -> Callable[[], None]:
+    flags = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
+        for module, training in flags:
+            module.training = training
+
+    return restore
+
+
+def _check_axis(activation: Tensor, site: Site, n_rows: int, d_model: int) -> None:
+    n_axes = 4 if site.axis == "head" else 3
+    entries = d_model if site.size is None else site.size
+    if activation.ndim != n_axes or activation.shape[2] != entries or len(activation) != n_rows:
+        expected = f"({n_rows}, positions, {entries}{', d_head' if n_axes == 4 else ''})"
+        raise HookError(
+            f"{site.hook} has shape {tuple(activation.shape)}; {expected} was expected. "
+            f"This architecture keeps its {site.axis or 'layer output'}s elsewhere."
+        )
+
+
+def _broadcast(keep: Tensor, axis: str | None) -> Tensor:
+    if axis == "head":
+        return rearrange(keep, "rows heads -> rows 1 heads 1")
+    return rearrange(keep, "rows entries -> rows 1 entries")
+
+
+def _zeros(hook: str) -> Tensor:
+    return torch.zeros(())
+
+
+def _ones(hook: str) -> Tensor:
+    return torch.ones(())

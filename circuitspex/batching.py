@@ -1,0 +1,107 @@
+"""How many rows go through the model at once, and what happens when they do not fit."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from circuitspex.errors import OutOfMemoryError
+
+Result = TypeVar("Result")
+
+_CPU_WORKING_SET = 96 * 2**20
+"""Bytes of activations per batch beyond which larger batches were not faster on CPUs."""
+_SHARE_OF_FREE = 0.3
+
+
+class Batcher:
+    """Runs rows in batches; halves the batch when memory runs out and remembers that."""
+
+    def __init__(self, model: Any, batch_size: int | None = None) -> None:
+        self._model = model
+        self._fixed = batch_size
+        self._limit: int | None = None
+
+    def size(self, n_positions: int) -> int:
+        """Choose how many rows of that length to run at once.
+
+        Args:
+            n_positions: Tokens per row.
+
+        Returns:
+            At least 1.
+        """
+        size = self._fixed or rows_that_fit(self._model, n_positions)
+        return size if self._limit is None else min(size, self._limit)
+
+    def __call__(
+        self, n_rows: int, n_positions: int, run: Callable[[slice], Result]
+    ) -> Iterator[tuple[slice, Result]]:
+        """Run all rows, batch by batch.
+
+        Args:
+            n_rows: How many rows there are.
+            n_positions: Tokens per row.
+            run: Runs the rows of a slice.
+
+        Yields:
+            Each finished slice with its result; a batch that does not fit is halved, and what was
+            yielded before stays.
+
+        Raises:
+            OutOfMemoryError: If a single row does not fit.
+        """
+        start = 0
+        while start < n_rows:
+            size = self.size(n_positions)
+            rows = slice(start, min(start + size, n_rows))
+            try:
+                result = run(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise OutOfMemoryError(
+                        f"not even one row of {n_positions} tokens fits into memory: {error} "
+                        "Use a shorter prompt, a smaller dtype or a larger device."
+                    ) from error
+            else:
+                yield rows, result
+                start = rows.stop
+                continue
+            # Outside the handler, so that the traceback no longer holds the failed batch alive.
+            self._limit = max(1, (rows.stop - rows.start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def rows_that_fit(model: Any, n_positions: int) -> int:
+    """Estimate how many rows the free memory holds.
+
+    Counts the activations that are alive at once inside one layer, and the logits of one position.
+
+    Args:
+        model: A TransformerBridge.
+        n_positions: Tokens per row.
+
+    Returns:
+        At least 1, at most 4,096.
+    """
+    cfg = model.cfg
+    d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
+    per_position = 12 * cfg.d_model + 4 * d_mlp + 3 * cfg.n_heads * n_positions
+    per_row = cfg.dtype.itemsize * (n_positions * per_position + 3 * cfg.d_vocab)
+    device = torch.device(cfg.device)
+    if device.type == "cuda":
+        free = _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
+    else:
+        free = min(_CPU_WORKING_SET, _SHARE_OF_FREE * psutil.virtual_memory().available)
+    return int(min(4096, max(1, free // per_row)))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text

@@ -1,0 +1,5 @@
+"""Loading models: two toys that ship, local folders, GGUF files, or names on a hub."""
+
+from circuitspex.models.loading import from_hugging_face, load
+
+__all__ = ["from_hugging_face", "load"]
