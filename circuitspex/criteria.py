@@ -79,7 +79,7 @@ class CircuitReport:
 
     def __str__(self) -> str:
         """Return the report as a few lines of text."""
-        error = "" if self.std_error is None else f" ± {self.std_error:.3f} (1 sd over prompts)"
+        error = "" if self.std_error is None else f" ± {self.std_error:.3f} (standard error)"
         predicted = self.predicted_faithfulness
         lines = [
             f"circuit of {len(self.units)} of {self.n_units} units"
@@ -142,12 +142,12 @@ class FaithfulnessCurve(NamedTuple):
     @property
     def cpr(self) -> float:
         """Area under the curve; higher is better, and it can exceed 1."""
-        return float(np.trapezoid(self.faithfulness, self.fractions))
+        return _area(self.faithfulness, self.fractions)
 
     @property
     def cmd(self) -> float:
         """Area between the curve and 1; 0 is best."""
-        return float(np.trapezoid(np.abs(1 - np.array(self.faithfulness)), self.fractions))
+        return _area([abs(1 - value) for value in self.faithfulness], self.fractions)
 
 
 def faithfulness(set_function: SetFunction, circuit_mask: Bool[Tensor, "1 units"]) -> float:
@@ -360,6 +360,11 @@ def cmd(set_function: SetFunction, ranking: Sequence[int]) -> float:
     return faithfulness_curve(set_function, ranking).cmd
 
 
+def _area(heights: Sequence[float], places: Sequence[float]) -> float:
+    height, place = (torch.tensor(x, dtype=torch.float64) for x in (heights, places))
+    return float(torch.trapezoid(height, place))
+
+
 def _mask(set_function: SetFunction, circuit: Circuit) -> Tensor:
     if circuit.n_units != set_function.n_units:
         raise ResultError(
@@ -378,10 +383,10 @@ def _values(set_function: SetFunction, masks: Tensor) -> Float[Tensor, "masks pr
 
 
 def _faithfulness(values: Float[Tensor, " masks"]) -> Float[Tensor, " circuits"]:
-    """Return the faithfulness of all but the last two values, which are of ∅ and N."""
+    # of all but the last two values, which are those of ∅ and N
     ablated, intact = values[-2], values[-1]
     difference = intact - ablated
-    if difference.abs() <= _NO_DIFFERENCE * max(1.0, float(intact.abs())):
+    if difference.abs() <= _NO_DIFFERENCE * torch.maximum(intact.abs(), ablated.abs()):
         raise ResultError(
             f"faithfulness is undefined: the value is {float(intact):.6g} with everything kept "
             f"and {float(ablated):.6g} with everything ablated. Choose a task the intact model "

@@ -199,9 +199,8 @@ class Interactions:
             half = block @ covariance
             variances[start : start + block.shape[0]] = block.multiply(half).sum(axis=1)
         std_errors = torch.from_numpy(np.sqrt(variances.clip(min=0)))
-        if n_terms > _MAX_COVARIANCE_TERMS:
-            return std_errors, None
-        return std_errors, torch.from_numpy(matrix @ (matrix @ covariance).T)
+        fits = n_terms <= _MAX_COVARIANCE_TERMS
+        return std_errors, torch.from_numpy(matrix @ (matrix @ covariance).T) if fits else None
 
     def top(
         self, k: int, min_order: int = 1, max_order: int | None = None
@@ -216,8 +215,8 @@ class Interactions:
         Returns:
             The largest first; equal ones in the order of the support.
         """
-        largest = self.n_units if max_order is None else max_order
-        ranked = [i for i in self._ranking() if min_order <= len(self.support[i]) <= largest]
+        orders = range(min_order, 1 + (self.n_units if max_order is None else max_order))
+        ranked = [i for i in self._ranking() if len(self.support[i]) in orders]
         return [
             RankedInteraction(self._labels(i), float(self.coefficients[i]), self._interval(i))
             for i in ranked[:k]
@@ -232,9 +231,8 @@ class Interactions:
     def _interval(self, index: int) -> tuple[float, float] | None:
         if self.std_errors is None:
             return None
-        centre = float(self.coefficients[index])
-        half_width = _NORMAL_95 * float(self.std_errors[index])
-        return centre - half_width, centre + half_width
+        centre, error = float(self.coefficients[index]), float(self.std_errors[index])
+        return centre - _NORMAL_95 * error, centre + _NORMAL_95 * error
 
     def energy_by_order(self) -> dict[int, float]:
         """Split the variance of the set function by how many units act together.
@@ -297,8 +295,8 @@ class Interactions:
         import pandas as pd  # takes longer to import than all the rest of this package
 
         ranking = self._ranking()
-        errors = torch.full_like(self.coefficients, math.nan)
-        errors = (errors if self.std_errors is None else self.std_errors)[ranking]
+        unknown = torch.full_like(self.coefficients, math.nan)
+        errors = (unknown if self.std_errors is None else self.std_errors)[ranking]
         coefficients = self.coefficients[ranking]
         return pd.DataFrame(
             {
@@ -354,7 +352,7 @@ class Interactions:
     def __str__(self) -> str:
         """Return that line and the ten largest terms."""
         rows = self.to_dataframe().head(10)
-        return f"{self!r}\n{rows.to_string(index=False)}" if len(rows) else repr(self)
+        return f"{self!r}\n{rows.to_string(index=False) if len(rows) else 'no terms'}"
 
 
 def kind(
