@@ -7,8 +7,8 @@ Phases:
 2. *Enter*: hooks are added once, stand-ins for mean and resample ablation are computed, and three
    probes are run: every hook fires with the expected axis; the all-kept mask gives the unhooked
    logits; a canary at every site changes them.
-3. *Run*: every row of a batch has its own mask. Outside our own forward passes the hooks do nothing,
-   so the model stays usable inside the block, and blocks nest.
+3. *Run*: every row of a batch has its own mask. Outside our own forward passes the hooks do
+   nothing, so the model stays usable inside the block, and blocks nest.
 4. *Leave*: on every way out our hooks, and only ours, are gone and every module's training flag is
    as it was.
 """
@@ -233,8 +233,8 @@ class Ablated:
         missing = [site.hook for site in self.sites if site.hook not in self._fired]
         if missing:
             raise HookError(
-                f"hook {missing[0]} did not fire ({len(missing)} of {len(self.sites)} hooks). Either "
-                "this architecture does not compute it, or model.reset_hooks() was called inside "
+                f"hook {missing[0]} did not fire ({len(missing)} of {len(self.sites)} hooks). "
+                "Either this architecture does not compute it, or model.reset_hooks() was called inside "
                 "the block. Choose other units; the table is printed by: circuitspex units"
             )
         return logits
@@ -357,8 +357,8 @@ class Ablated:
             if len(dead):
                 site = self.sites[rows.start + int(dead[0])]
                 raise HookError(
-                    f"ablating at {site.hook} does not change the logits, so nothing could be found "
-                    "there. If its output weights are zero on purpose, pass probe=False."
+                    f"ablating at {site.hook} does not change the logits, so nothing could be "
+                    "found there. If its output weights are zero on purpose, pass probe=False."
                 )
 
 

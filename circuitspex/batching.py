@@ -51,6 +51,8 @@ class Batcher:
 
         Raises:
             OutOfMemoryError: If a single row does not fit.
+            RuntimeError: Whatever else the model raised.
+            MemoryError: Never; a batch that the system cannot hold is halved as well.
         """
         start = 0
         while start < n_rows:

@@ -26,8 +26,13 @@ class Targets:
     """Token ids of incorrect answers, padded with 0 where ``is_wrong`` is False."""
     is_wrong: Bool[Tensor, "rows wrong"]
     """Which entries of ``wrong_answers`` are real."""
-    intact_logits: Float[Tensor, "rows vocab"]
-    """Logits of the intact model on the row's prompt."""
+    read_intact: Callable[[], Tensor]
+    """Reads the intact model's logits; called only by metrics that need them."""
+
+    @property
+    def intact_logits(self) -> Float[Tensor, "rows vocab"]:
+        """Logits of the intact model on each row's prompt."""
+        return self.read_intact()
 
 
 Metric: TypeAlias = Callable[[Tensor, Targets], Tensor]

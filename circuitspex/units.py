@@ -6,7 +6,7 @@ activation's last named axis belong to it (all of them for a whole layer).
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, overload
 
@@ -242,6 +242,9 @@ def neurons(
 
     Returns:
         Neurons, layer by layer.
+
+    Raises:
+        UnitError: If the model has no MLPs, or no such neuron.
     """
     d_mlp = _d_mlp(model)
     chosen = range(d_mlp) if indices is None else list(indices)
@@ -301,6 +304,36 @@ def mlps(model: Any, layers: Iterable[int] | None = None) -> UnitSet:
     return UnitSet(MLP(layer) for layer in _layers(model, layers))
 
 
+def parse_units(text: str, model: Any) -> UnitSet:
+    """Read a choice of units as the command line takes it.
+
+    Args:
+        text: ``heads``, ``neurons``, ``blocks`` (of 64 neurons; ``blocks16`` of 16), ``attention``
+            or ``mlps``, joined by ``+``; each may be restricted to layers: ``heads@0-3,7``.
+        model: A TransformerBridge.
+
+    Returns:
+        The units.
+
+    Raises:
+        UnitError: If the text is not of this form.
+    """
+    total = UnitSet([])
+    for part in text.split("+"):
+        match = _CHOICE.fullmatch(part.strip())
+        if match is None:
+            raise UnitError(
+                f"{part!r} names no units; write heads, neurons, blocks, blocks16, attention or "
+                "mlps, joined by + and restricted to layers as in heads@0-3,7."
+            )
+        layers = None if match["layers"] is None else _read_layers(match["layers"])
+        if match["kind"] == "blocks":
+            total = total + neuron_blocks(model, int(match["size"] or 64), layers)
+        else:
+            total = total + _MAKERS[match["kind"]](model, layers)
+    return total
+
+
 def check_units(units: UnitSet, model: Any) -> None:
     """Refuse units that the model does not have.
 
@@ -321,6 +354,23 @@ def check_units(units: UnitSet, model: Any) -> None:
                 raise UnitError(
                     f"{unit} does not exist: layer {unit.layer} has {unit.axis}s 0..{size - 1}."
                 )
+
+
+_CHOICE = re.compile(
+    r"(?P<kind>heads|neurons|attention|mlps|blocks(?=\d|@|$))(?P<size>(?<=blocks)\d+)?"
+    r"(?:@(?P<layers>\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*))?"
+)
+_MAKERS: dict[str, Callable[..., UnitSet]] = {
+    "heads": heads,
+    "neurons": neurons,
+    "attention": attention_layers,
+    "mlps": mlps,
+}
+
+
+def _read_layers(text: str) -> list[int]:
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return [layer for end in ends for layer in range(end[0], end[-1] + 1)]
 
 
 def _layers(model: Any, layers: Iterable[int] | None) -> list[int]:

@@ -9,14 +9,15 @@ and several back each other up (an OR).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.model_bridge import TransformerBridge
 
 from circuitspex.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 WEIGHTS = Path(__file__).parent / "weights"
 BOS = 0
@@ -42,7 +43,7 @@ TOYS = {
 
 def build_toy(
     toy: Toy, device: str | None = None, dtype: torch.dtype = torch.float32
-) -> TransformerBridge:
+) -> "TransformerBridge":
     """Make the model with its random starting weights.
 
     Args:
@@ -53,6 +54,9 @@ def build_toy(
     Returns:
         A bridge of about 40,000 parameters, in evaluation mode.
     """
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
     config = TransformerBridgeConfig(
         n_layers=2,
         n_heads=4,
@@ -67,15 +71,13 @@ def build_toy(
         model_name=toy.name,
         dtype=dtype,
     )
-    bridge = TransformerBridge.boot_native(
-        config, model_name=toy.name, device=device, dtype=dtype
-    )
+    bridge = TransformerBridge.boot_native(config, model_name=toy.name, device=device, dtype=dtype)
     return bridge.eval()
 
 
 def load_toy(
     name: str, device: str | None = None, dtype: torch.dtype = torch.float32
-) -> TransformerBridge:
+) -> "TransformerBridge":
     """Load a trained toy model.
 
     Args:

@@ -5,18 +5,20 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from circuitspex.errors import MissingExtraError, ModelError
 from circuitspex.models._toys import TOYS, load_toy
 
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
 
 def load(
     name: str, *, device: str | None = None, dtype: torch.dtype = torch.float32
-) -> TransformerBridge:
+) -> "TransformerBridge":
     """Load a model.
 
     Args:
@@ -36,10 +38,13 @@ def load(
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         return _load_gguf(path, device, dtype)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise ModelError(f"there is no model at {path}; give a folder or a .gguf file.")
+    # Not at the top of the file: importing transformer-lens takes seconds.
+    from transformer_lens.model_bridge import TransformerBridge
+
     if path.is_dir():
         return TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype).eval()
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise ModelError(f"there is no model at {path}; give a folder or a .gguf file.")
     try:
         return TransformerBridge.boot_transformers(name, device=device, dtype=dtype).eval()
     except (OSError, ValueError) as error:
@@ -56,7 +61,7 @@ def from_hugging_face(
     name: str = "hf-model",
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> TransformerBridge:
+) -> "TransformerBridge":
     """Wrap a Hugging Face model that is already in memory, without asking any hub.
 
     Args:
@@ -69,6 +74,8 @@ def from_hugging_face(
     Returns:
         The bridge, in evaluation mode.
     """
+    from transformer_lens.model_bridge import TransformerBridge
+
     with tempfile.TemporaryDirectory(prefix="circuitspex-") as folder:
         model.config.save_pretrained(folder)
         bridge = TransformerBridge.boot_transformers(
@@ -78,7 +85,7 @@ def from_hugging_face(
     return bridge.eval()
 
 
-def _load_gguf(path: Path, device: str | None, dtype: torch.dtype) -> TransformerBridge:
+def _load_gguf(path: Path, device: str | None, dtype: torch.dtype) -> "TransformerBridge":
     check_gguf(path)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -189,9 +189,6 @@ class Task:
 
         Returns:
             The task.
-
-        Raises:
-            TaskError: If an answer is not one token, or a counterfactual has another length.
         """
         default = bool(getattr(model.cfg, "default_prepend_bos", True))
         bos = default if prepend_bos is None else prepend_bos
@@ -277,8 +274,8 @@ def _check_lengths(tokens: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> No
     for index, (prompt, other) in enumerate(zip(tokens, others, strict=False)):
         if len(prompt) != len(other):
             raise TaskError(
-                f"counterfactual {index} has {len(other)} tokens and its prompt {len(prompt)}; they "
-                "must align position by position, so choose words of as many tokens."
+                f"counterfactual {index} has {len(other)} tokens and its prompt {len(prompt)}; "
+                "they must align position by position, so choose words of as many tokens."
             )
 
 

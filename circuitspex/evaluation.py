@@ -1,0 +1,257 @@
+"""A model, a task and units as a set function: keep-masks in, values out.
+
+Every value is asked of the store first and given to it as soon as its batch is done, so whatever
+interrupts a run, nothing finished is evaluated again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitspex._checks import check_masks
+from circuitspex.ablation import Ablated, answer_logits
+from circuitspex.errors import BudgetError, NonFiniteError, TaskError
+from circuitspex.metrics import Metric, Targets, identify
+from circuitspex.models import describe_model
+from circuitspex.store import Store
+from circuitspex.tasks import Task
+from circuitspex.units import UnitSet
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after every batch with how many rows were evaluated and how many came from the store."""
+
+_LOOK_UP_BYTES = 2**26
+"""Masks are repeated for every prompt when the store is asked; at most so many bytes at once."""
+
+
+class Evaluation:
+    """The set function of a task: the mean over its prompts of the metric, mask by mask.
+
+    Lives inside the block of the :class:`~circuitspex.ablation.Ablated` it is made of.
+    """
+
+    def __init__(
+        self,
+        ablated: Ablated,
+        task: Task,
+        metric: Metric,
+        store: Store,
+        progress: Progress | None = None,
+    ) -> None:
+        self.ablated = ablated
+        self.task = task
+        self.metric = metric
+        self.store = store
+        self.n_units = len(ablated.units)
+        self.n_prompts = len(task)
+        self.n_evaluated = 0
+        """Rows run through the model so far."""
+        self.n_replayed = 0
+        """Rows answered by the store so far."""
+        self._progress = progress or (lambda evaluated, replayed: None)
+        lengths = torch.tensor([len(tokens) for tokens in task.tokens])
+        self._prompts_by_length = {
+            int(length): (lengths == length).nonzero().squeeze(1) for length in lengths.unique()
+        }
+
+    @property
+    def units(self) -> UnitSet:
+        """What the columns of a mask stand for."""
+        return self.ablated.units
+
+    def __call__(self, masks: Bool[Tensor, "masks units"]) -> Float[Tensor, " masks"]:
+        """Evaluate every mask on every prompt.
+
+        Args:
+            masks: Keep-masks; True means kept.
+
+        Returns:
+            The mean over prompts of the metric.
+        """
+        return self.per_prompt(masks).mean(dim=1)
+
+    def per_prompt(self, masks: Bool[Tensor, "masks units"]) -> Float[Tensor, "masks prompts"]:
+        """Evaluate every mask on every prompt, and keep prompts apart.
+
+        Args:
+            masks: Keep-masks; True means kept.
+
+        Returns:
+            The metric, mask by mask and prompt by prompt, in double precision on the CPU.
+        """
+        masks = check_masks(masks, self.n_units)
+        prompts = repeat(torch.arange(self.n_prompts), "prompts -> masks prompts", masks=len(masks))
+        return self._evaluate(masks, prompts)
+
+    def sample(
+        self,
+        masks: Bool[Tensor, "masks units"],
+        prompts_per_mask: int,
+        rng: np.random.Generator,
+    ) -> tuple[Float[Tensor, "masks drawn"], Int[Tensor, "masks drawn"]]:
+        """Evaluate each mask on a few prompts.
+
+        Prompts are drawn at random, without repetition within a mask, and balanced: over all masks
+        every prompt is drawn equally often, give or take one.
+
+        Args:
+            masks: Keep-masks; True means kept.
+            prompts_per_mask: How many prompts each mask is evaluated on.
+            rng: Source of the draw.
+
+        Returns:
+            Values and the index of the prompt each is of.
+
+        Raises:
+            BudgetError: If a mask should be evaluated on no prompt, or on more than there are.
+        """
+        masks = check_masks(masks, self.n_units)
+        if not 1 <= prompts_per_mask <= self.n_prompts:
+            raise BudgetError(
+                f"prompts_per_mask must lie in 1..{self.n_prompts}, the task's prompts, or be "
+                f"'all'; got {prompts_per_mask}."
+            )
+        prompts = draw_balanced(len(masks), prompts_per_mask, self.n_prompts, rng)
+        return self._evaluate(masks, prompts), prompts
+
+    def _evaluate(
+        self, masks: Bool[Tensor, "masks units"], prompts: Int[Tensor, "masks drawn"]
+    ) -> Float[Tensor, "masks drawn"]:
+        drawn = prompts.shape[1]
+        step = max(1, _LOOK_UP_BYTES // max(1, drawn * self.n_units))
+        values = torch.full(prompts.shape, torch.nan, dtype=torch.float64)
+        masks = masks.cpu()
+        for start in range(0, len(masks), step):
+            part = slice(start, start + step)
+            values[part] = self._evaluate_part(masks[part], prompts[part])
+        self._refuse_non_finite(masks, prompts, values)
+        return values
+
+    def _evaluate_part(self, masks: Tensor, prompts: Tensor) -> Tensor:
+        drawn = prompts.shape[1]
+        mask_of_row = repeat(torch.arange(len(masks)), "masks -> (masks drawn)", drawn=drawn)
+        prompt_of_row = rearrange(prompts, "masks drawn -> (masks drawn)")
+        values, found = self.store.look_up(masks[mask_of_row], prompt_of_row)
+        n_found = int(found.sum())
+        if n_found:
+            self.n_replayed += n_found
+            self._progress(0, n_found)
+        for members in self._prompts_by_length.values():
+            rows = (~found & torch.isin(prompt_of_row, members)).nonzero().squeeze(1)
+            if len(rows):
+                values[rows] = self._run(masks, mask_of_row[rows], prompt_of_row[rows], members)
+        return rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn)
+
+    def _run(
+        self, masks: Tensor, mask_of_row: Tensor, prompt_of_row: Tensor, members: Tensor
+    ) -> Tensor:
+        # ``members`` are all prompts of the one length that these rows' prompts have.
+        tokens = torch.stack([self.task.tokens[i] for i in members])
+        rank = torch.searchsorted(members, prompt_of_row)
+        values = torch.full((len(mask_of_row),), torch.nan, dtype=torch.float64)
+        stream = self.ablated.stream(tokens, masks, rank, mask_of_row, prompt_ids=members)
+        for rows, logits in stream:
+            prompts = prompt_of_row[rows]
+            values[rows] = self._measure(logits, prompts)
+            finite = values[rows].isfinite()
+            self.store.append(
+                masks[mask_of_row[rows]][finite], prompts[finite], values[rows][finite]
+            )
+            self.n_evaluated += len(prompts)
+            self._progress(len(prompts), 0)
+        return values
+
+    def _measure(self, logits: Tensor, prompts: Tensor) -> Tensor:
+        wrong, is_wrong = self.task.wrong_table
+        device = logits.device
+        targets = Targets(
+            answers=torch.tensor(self.task.answers)[prompts].to(device),
+            wrong_answers=wrong[prompts].to(device),
+            is_wrong=is_wrong[prompts].to(device),
+            read_intact=lambda: self._intact_logits[prompts].to(device),
+        )
+        values = self.metric(logits, targets)
+        if not isinstance(values, Tensor) or values.shape != (len(prompts),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise TaskError(
+                f"the metric must return one number per row, shape ({len(prompts)},); got {got}."
+            )
+        return values.detach().double().cpu()
+
+    @cached_property
+    def _intact_logits(self) -> Float[Tensor, "prompts vocab"]:
+        model, device = self.ablated.model, self.ablated.model.cfg.device
+        rows = [answer_logits(model, tokens[None].to(device)) for tokens in self.task.tokens]
+        return torch.cat(rows).cpu()
+
+    def _refuse_non_finite(self, masks: Tensor, prompts: Tensor, values: Tensor) -> None:
+        bad = (~values.isfinite()).nonzero()
+        if len(bad) == 0:
+            return
+        row, column = bad[0].tolist()
+        ablated = [self.units.labels[i] for i in (~masks[row]).nonzero().squeeze(1).tolist()]
+        more = f", … ({len(ablated)} in all)" if len(ablated) > 8 else ""
+        raise NonFiniteError(
+            f"{len(bad)} of {values.numel()} evaluations gave NaN or infinite values; the first is "
+            f"mask {row} on prompt {int(prompts[row, column])}, which ablates "
+            f"{', '.join(ablated[:8]) or 'nothing'}{more}. The finite values are kept. Leave these units out, use mean ablation, or load the "
+            "model in float32."
+        )
+
+
+def draw_balanced(
+    n_masks: int, n_drawn: int, n_prompts: int, rng: np.random.Generator
+) -> Int[Tensor, "masks drawn"]:
+    """Draw prompts for masks so that every prompt is drawn equally often, give or take one.
+
+    Args:
+        n_masks: How many masks.
+        n_drawn: Different prompts per mask.
+        n_prompts: How many prompts there are.
+        rng: Source of the draw.
+
+    Returns:
+        Prompt indices, ascending within a mask.
+    """
+    counts = np.zeros(n_prompts)
+    drawn = np.empty((n_masks, n_drawn), dtype=np.int64)
+    for row in range(n_masks):
+        # Least used first; the random part breaks ties.
+        drawn[row] = np.argsort(counts + rng.random(n_prompts))[:n_drawn]
+        counts[drawn[row]] += 1
+    return torch.from_numpy(np.sort(drawn, axis=1))
+
+
+def describe_evaluation(ablated: Ablated, task: Task, metric: Metric) -> dict[str, Any]:
+    """Say everything that decides the value of a mask on a prompt.
+
+    Args:
+        ablated: Model, units and replacement.
+        task: The prompts.
+        metric: What is measured.
+
+    Returns:
+        The evaluation part of a spec.
+    """
+    labels = ablated.units.labels
+    sequences = [tokens.tolist() for tokens in ablated.replacement.sequences]
+    return {
+        "model": describe_model(ablated.model),
+        "task": task.describe(),
+        "metric": identify(metric),
+        "ablation": {"name": ablated.replacement.name, "digest": _digest(repr(sequences))},
+        "units": {"first": labels[0], "last": labels[-1], "digest": _digest("\n".join(labels))},
+        "n_units": len(labels),
+        "n_prompts": len(task),
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,298 @@
+"""The block people work in: a model, a task and units, from masks to a verified circuit."""
+
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitspex import decoders, metrics, replacements
+from circuitspex.ablation import Ablated, ablate
+from circuitspex.circuit import Circuit, best_circuit
+from circuitspex.criteria import CircuitReport, verify_circuit
+from circuitspex.decoders import Decoder
+from circuitspex.errors import HookError, TaskWarning
+from circuitspex.evaluation import Evaluation, Progress, describe_evaluation
+from circuitspex.interactions import Interactions
+from circuitspex.masks import all_kept
+from circuitspex.metrics import Metric
+from circuitspex.replacements import Replacement
+from circuitspex.spec import Spec, current_versions
+from circuitspex.store import MemoryStore, ParquetStore, Store
+from circuitspex.tasks import Task
+from circuitspex.tracking import NullTracker, Tracker
+from circuitspex.units import UnitSet
+
+_POSITIVE_WHEN_SOLVED = ("logit_difference", "probability_difference")
+
+
+class CircuitSpex:
+    """A model wrapped for one task: inside the block it is a set function that can be decoded.
+
+    Example:
+        >>> import circuitspex as cs
+        >>> model = cs.models.load("toy-induction")
+        >>> task = cs.tasks.induction(model, n_prompts=4, seed=0)
+        >>> with cs.CircuitSpex(model, task, units=cs.heads(model)) as spex:
+        ...     interactions = spex.discover(decoder="exact", budget=1024, keep_rate=0.5)
+        ...     circuit = spex.circuit(interactions, n_units=4)
+        ...     report = spex.verify(circuit)
+        >>> "L0H3" in circuit.units
+        True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        task: Task,
+        units: UnitSet,
+        ablation: str | Replacement = "zero",
+        metric: str | Metric = "logit_difference",
+        store: Store | str | Path | None = None,
+        tracker: Tracker | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        probe: bool = True,
+    ) -> None:
+        """Name what should be studied; nothing runs before the block is entered.
+
+        Args:
+            model: A TransformerBridge.
+            task: Prompts with answers.
+            units: What can be ablated.
+            ablation: ``zero``; ``mean``, over the task's counterfactuals if it has some, else over
+                its prompts; ``resample``, from its counterfactuals; or a replacement.
+            metric: Name of a metric, or a function of ``(logits, targets)``.
+            store: A folder that evaluations are kept in, or a store; memory when None.
+            tracker: Where runs are logged, such as ``cs.wandb_tracker(...)``; nowhere when None.
+            batch_size: Rows per forward pass; chosen from free memory when None.
+            progress: Called after every batch with rows evaluated and rows replayed.
+            probe: Check at entry that hooks fire and act.
+        """
+        self.model = model
+        self.task = task
+        self.units = units
+        self.n_units = len(units)
+        self.n_prompts = len(task)
+        self._ablation = ablation
+        self._metric = metrics.get(metric)
+        self._store = store
+        self._tracker = tracker or NullTracker()
+        self._batch_size = batch_size
+        self._progress = progress
+        self._probe = probe
+        self._exits = ExitStack()
+        self._evaluation: Evaluation | None = None
+        self._spec = Spec({})
+        self._found: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Hook the model, open the store, and check that the intact model solves the task.
+
+        Returns:
+            This object, now a set function.
+        """
+        with ExitStack() as exits:
+            ablated = exits.enter_context(self._ablate(self.task))
+            described = describe_evaluation(ablated, self.task, self._metric)
+            self._spec = Spec(described, versions=current_versions())
+            store = self._open_store(exits)
+            self._evaluation = Evaluation(ablated, self.task, self._metric, store, self._progress)
+            self._warn_if_unsolved()
+            exits.callback(self._finish_tracking)
+            self._exits = exits.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the model as it was, close the store, finish tracking."""
+        self._exits.close()
+        self._evaluation = None
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The set function of the task, with its counters.
+
+        Raises:
+            HookError: Outside the block.
+        """
+        if self._evaluation is None:
+            raise HookError("call this inside the block: with cs.CircuitSpex(...) as spex: ...")
+        return self._evaluation
+
+    @property
+    def spec(self) -> Spec:
+        """What the latest result is a result of."""
+        return self._spec
+
+    def __call__(self, masks: Bool[Tensor, "masks units"]) -> Float[Tensor, " masks"]:
+        """Evaluate every mask on every prompt.
+
+        Args:
+            masks: Keep-masks; True means kept.
+
+        Returns:
+            The mean over prompts of the metric.
+        """
+        return self.evaluation(masks)
+
+    def per_prompt(self, masks: Bool[Tensor, "masks units"]) -> Float[Tensor, "masks prompts"]:
+        """Evaluate every mask on every prompt, and keep prompts apart.
+
+        Args:
+            masks: Keep-masks; True means kept.
+
+        Returns:
+            The metric, mask by mask and prompt by prompt.
+        """
+        return self.evaluation.per_prompt(masks)
+
+    def sample(
+        self,
+        masks: Bool[Tensor, "masks units"],
+        prompts_per_mask: int,
+        rng: np.random.Generator,
+    ) -> tuple[Float[Tensor, "masks drawn"], Int[Tensor, "masks drawn"]]:
+        """Evaluate each mask on a few prompts, balanced over prompts.
+
+        Args:
+            masks: Keep-masks; True means kept.
+            prompts_per_mask: How many prompts each mask is evaluated on.
+            rng: Source of the draw.
+
+        Returns:
+            Values and the index of the prompt each is of.
+        """
+        return self.evaluation.sample(masks, prompts_per_mask, rng)
+
+    def discover(
+        self,
+        decoder: str | Decoder = "proxyspex",
+        *,
+        budget: int,
+        keep_rate: float = 0.95,
+        max_order: int = 4,
+        seed: int = 0,
+        prompts_per_mask: int | Literal["all"] = "all",
+        **options: Any,
+    ) -> Interactions:
+        """Find the interactions among the units.
+
+        Args:
+            decoder: Name of a decoder, or a decoder, which brings its own settings along.
+            budget: Evaluations to spend at most: masks × prompts each.
+            keep_rate: Share of units that a mask keeps.
+            max_order: Largest set of units that is looked for.
+            seed: Seed of every draw.
+            prompts_per_mask: ``all``, or how many prompts each mask is evaluated on.
+            **options: Further options of the decoder.
+
+        Returns:
+            The interactions, in the Fourier basis of the keep rate.
+        """
+        if isinstance(decoder, str):
+            name = decoder
+            method = decoders.get(
+                decoder,
+                keep_rate=keep_rate,
+                max_order=max_order,
+                prompts_per_mask=prompts_per_mask,
+                **options,
+            )
+        else:
+            name, method = type(decoder).__name__, decoder
+        settings = {
+            "decoder": name,
+            "settings": {k: v for k, v in vars(method).items() if not k.startswith("_")},
+            "budget": budget,
+            "seed": seed,
+        }
+        self._spec = Spec(self.spec.evaluation, settings, self.spec.versions)
+        self._tracker.start(self._spec)
+        interactions = method.decode(self, budget=budget, seed=seed)
+        self._found["interactions"] = interactions
+        return interactions
+
+    def circuit(self, interactions: Interactions, n_units: int) -> Circuit:
+        """Choose the set of units that the interactions value most.
+
+        Args:
+            interactions: What a decoder found.
+            n_units: Size of the circuit.
+
+        Returns:
+            The circuit; a prediction until it is verified.
+        """
+        circuit = best_circuit(interactions, n_units)
+        self._found["circuit"] = circuit
+        return circuit
+
+    def verify(self, circuit: Circuit, task: Task | None = None) -> CircuitReport:
+        """Measure a circuit on the real model, on prompts not used for discovery.
+
+        Args:
+            circuit: The circuit.
+            task: Prompts to verify on; the task's held-out prompts when None.
+
+        Returns:
+            The report. Without held-out prompts it is measured on those of the discovery, which it
+            and a warning say.
+        """
+        other = task or self.task.held_out
+        if other is None:
+            warnings.warn(
+                f"task {self.task.name!r} has no held-out prompts, so the circuit is verified on "
+                "the prompts it was found on. Pass task=..., or make the task with task.split(n).",
+                TaskWarning,
+                stacklevel=2,
+            )
+            report = verify_circuit(self.evaluation, circuit, held_out=False, label=self.task.name)
+        else:
+            with self._ablate(other) as ablated:
+                fresh = Evaluation(
+                    ablated, other, self._metric, MemoryStore(self.n_units, len(other))
+                )
+                report = verify_circuit(fresh, circuit, held_out=True, label=other.name)
+        self._found["verification"] = report
+        return report
+
+    def _ablate(self, task: Task) -> Ablated:
+        reference = task.counterfactuals or task.tokens
+        replacement = replacements.get(self._ablation, reference, task.counterfactuals)
+        return ablate(
+            self.model, self.units, replacement, batch_size=self._batch_size, probe=self._probe
+        )
+
+    def _open_store(self, exits: ExitStack) -> Store:
+        if self._store is None:
+            return MemoryStore(self.n_units, self.n_prompts)
+        if isinstance(self._store, str | Path):
+            return exits.enter_context(ParquetStore(self._store, self._spec))
+        return self._store
+
+    def _warn_if_unsolved(self) -> None:
+        if metrics.identify(self._metric) not in _POSITIVE_WHEN_SOLVED:
+            return
+        values = self.per_prompt(all_kept(self.n_units))[0]
+        if values.mean() <= 0:
+            failed = int((values <= 0).sum())
+            warnings.warn(
+                f"the intact model fails task {self.task.name!r}: value {values.mean():.3f}, "
+                f"{failed} of {len(values)} prompts at or below 0. Ablations have nothing to take "
+                "away; check answers, leading spaces and prepend_bos.",
+                TaskWarning,
+                stacklevel=3,
+            )
+
+    def _finish_tracking(self) -> None:
+        if "interactions" in self._found:
+            self._tracker.finish(spec=self._spec, **self._found)
