@@ -234,8 +234,8 @@ class Ablated:
         if missing:
             raise HookError(
                 f"hook {missing[0]} did not fire ({len(missing)} of {len(self.sites)} hooks). "
-                "Either this architecture does not compute it, or model.reset_hooks() was called inside "
-                "the block. Choose other units; the table is printed by: circuitspex units"
+                "Either this architecture does not compute it, or model.reset_hooks() was called "
+                "inside the block. Choose other units; the table is printed by: circuitspex units"
             )
         return logits
 

@@ -201,8 +201,8 @@ class Evaluation:
         raise NonFiniteError(
             f"{len(bad)} of {values.numel()} evaluations gave NaN or infinite values; the first is "
             f"mask {row} on prompt {int(prompts[row, column])}, which ablates "
-            f"{', '.join(ablated[:8]) or 'nothing'}{more}. The finite values are kept. Leave these units out, use mean ablation, or load the "
-            "model in float32."
+            f"{', '.join(ablated[:8]) or 'nothing'}{more}. The finite values are kept. Leave these "
+            "units out, use mean ablation, or load the model in float32."
         )
 
 
