@@ -1,0 +1,137 @@
+"""From candidate terms to fits of every size: a LASSO path, refitted without its shrinkage.
+
+The LASSO orders the candidates: as its penalty falls, terms enter. Each support on the way is then
+refitted by ridge regression at a few penalties, the smallest being none (the relaxed LASSO), which
+removes the bias that made the LASSO small. Which support and which ridge penalty are best is not
+decided here but on rows that had no part in it (:mod:`circuitspex.decoders._crossfit`).
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import lasso_path
+
+from circuitspex.decoders._regression import Term, characters, normal_equations, solve_gram
+from circuitspex.decoders._samples import Samples
+
+PENALTIES = np.geomspace(1.0, 0.003, 30)
+"""LASSO penalties, as shares of the smallest one that leaves no term."""
+
+RIDGES = (0.0, 0.02, 0.1)
+"""Ridge penalties of the refit, per row; the characters have variance 1."""
+
+_MAX_SHARE = 0.6  # of the rows that a support may hold
+_MAX_ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Terms that a search found, none of them empty."""
+
+    terms: list[Term]
+    """The terms, without repetition."""
+
+    weights: Float[np.ndarray, " candidates"]
+    """How much the search trusts each: the LASSO's penalty is divided by it. Positive."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Fits of one set of rows for every LASSO penalty and ridge penalty, in this order."""
+
+    terms: list[Term]
+    """The candidates."""
+
+    constants: Float[np.ndarray, "free fits"]
+    """Intercept and prompt effects of every fit."""
+
+    coefficients: Float[np.ndarray, "candidates fits"]
+    """Coefficient of every candidate in every fit; zero outside the support."""
+
+    sizes: Int[np.ndarray, " fits"]
+    """How many terms each support has."""
+
+    def predict(
+        self, masks: Bool[np.ndarray, "rows units"], keep_rate: float
+    ) -> Float[np.ndarray, "rows fits"]:
+        """Return the average game as every fit predicts it."""
+        used = np.flatnonzero(self.coefficients.any(axis=1))
+        columns = characters(masks, [self.terms[i] for i in used], keep_rate)
+        return self.constants[0] + columns @ self.coefficients[used]
+
+
+def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
+    """Fit supports of every size at every ridge penalty.
+
+    Args:
+        samples: Rows to fit.
+        candidates: Terms to choose from.
+        keep_rate: p of the characters.
+
+    Returns:
+        One fit per pair of a LASSO and a ridge penalty.
+    """
+    columns = characters(samples.masks, candidates.terms, keep_rate)
+    incidence, values = samples.incidence, samples.values
+    n_free, n_rows = 1 + incidence.shape[1], len(values)
+    design, gram = normal_equations(columns, incidence, np.zeros(columns.shape[1]))
+    right = design.T @ values
+    supports = _lasso_supports(columns, incidence, values, candidates.weights)
+    solutions = np.zeros((len(gram), len(supports), len(RIDGES)))
+    for i, support in enumerate(supports):
+        if i and np.array_equal(support, supports[i - 1]):
+            solutions[:, i] = solutions[:, i - 1]
+            continue
+        index = np.concatenate([np.arange(n_free), n_free + support])
+        block = gram[np.ix_(index, index)]
+        penalised = np.arange(n_free, len(index))
+        for j, ridge in enumerate(RIDGES):
+            shrunk = block.copy()
+            shrunk[penalised, penalised] += ridge * n_rows
+            solutions[index, i, j] = solve_gram(shrunk, right[index])
+    flat = solutions.reshape(len(gram), -1)
+    sizes = np.repeat([len(support) for support in supports], len(RIDGES))
+    return Sweep(candidates.terms, flat[:n_free], flat[n_free:], sizes)
+
+
+def _lasso_supports(
+    columns: Float[np.ndarray, "rows candidates"],
+    incidence: Float[np.ndarray, "rows prompts"],
+    values: Float[np.ndarray, " rows"],
+    weights: Float[np.ndarray, " candidates"],
+) -> list[Int[np.ndarray, " support"]]:
+    """Return the support at every penalty, after projecting out intercept and prompts.
+
+    Frisch & Waugh: regressing on what is left of columns and values after the free columns are
+    projected out gives the same coefficients as regressing on all of them.
+    """
+    free = np.concatenate([np.ones((len(values), 1)), incidence], axis=1)
+    left, singular, _ = np.linalg.svd(free, full_matrices=False)
+    basis = left[:, singular > 1e-10 * singular[0]]
+    target = values - basis @ (basis.T @ values)
+    scaled = (columns - basis @ (basis.T @ columns)) * (weights / weights.max(initial=1e-300))
+    covariances = scaled.T @ target
+    largest = np.abs(covariances).max(initial=0.0) / len(values)
+    empty = np.zeros(0, dtype=np.int64)
+    if largest <= 1e-14 * np.abs(values).max(initial=0.0):
+        return [empty] * len(PENALTIES)
+    with warnings.catch_warnings():  # a support need not be polished to be refitted
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        _, paths, _ = lasso_path(
+            np.asfortranarray(scaled),
+            target,
+            alphas=largest * PENALTIES,
+            precompute=np.ascontiguousarray(scaled.T @ scaled),  # pyright: ignore[reportArgumentType]
+            Xy=covariances,
+            max_iter=_MAX_ITERATIONS,
+            check_input=False,
+        )
+    supports = [empty]
+    for i in range(1, len(PENALTIES)):
+        support = np.flatnonzero(paths[:, i])
+        fits = len(support) <= max(1, _MAX_SHARE * len(values))
+        supports.append(support if fits else supports[-1])
+    return supports

@@ -1,0 +1,170 @@
+"""Planted games with known truth: what decoders are tested and measured on.
+
+Each game is a set function with ``n_units``; ``truth`` is what it would return without noise.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Term = tuple[int, ...]
+
+
+def characters(masks: np.ndarray, support: Sequence[Term], keep_rate: float) -> np.ndarray:
+    """Return the Fourier characters of every term, one column each, written out term by term."""
+    z = (masks - keep_rate) / np.sqrt(keep_rate * (1 - keep_rate))
+    return np.stack([z[:, list(term)].prod(axis=1) for term in support], axis=1)
+
+
+@dataclass
+class SparseGame:
+    """A sum of a few Fourier characters of the keep rate."""
+
+    n_units: int
+    support: list[Term]
+    coefficients: np.ndarray
+    keep_rate: float = 0.5
+
+    def truth(self, masks: Tensor) -> np.ndarray:
+        """Return the values, in float64."""
+        return characters(masks.numpy(), self.support, self.keep_rate) @ self.coefficients
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Return the values as a tensor."""
+        return torch.from_numpy(self.truth(masks))
+
+
+@dataclass
+class HeadsGame:
+    """Accuracy on 120 questions: logistic in a sparse linear part, ORs and ANDs of units.
+
+    The shape of an attention-head game: pairs that back each other up, pairs and triples that need
+    each other, a bounded value, and binomial noise from counting questions.
+    """
+
+    n_units: int
+    seed: int = 0
+    n_questions: int = 120
+    noise: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Draw the game."""
+        rng = np.random.default_rng(self.seed)
+        self.noise = np.random.default_rng([self.seed, 1])
+        self.weights = np.zeros(self.n_units)
+        n_linear = max(2, self.n_units // 4)
+        chosen = rng.choice(self.n_units, n_linear, replace=False)
+        self.weights[chosen] = rng.normal(0.0, 0.4, n_linear)
+        draw = lambda size: rng.choice(self.n_units, min(size, self.n_units), replace=False)  # noqa: E731
+        self.ors = [(draw(2), rng.uniform(0.5, 1.5)) for _ in range(6)]
+        self.ands = [(draw(2), rng.uniform(0.5, 1.5)) for _ in range(6)]
+        self.ands += [(draw(3), rng.uniform(0.5, 2.0)) for _ in range(3)]
+        self.offset = -(
+            self.weights.sum() / 2
+            + sum(weight * 0.75 for _, weight in self.ors)
+            + sum(weight * 0.5 ** len(units) for units, weight in self.ands)
+        )
+
+    def truth(self, masks: Tensor) -> np.ndarray:
+        """Return the accuracy expected under every mask."""
+        kept = masks.numpy()
+        logit = self.offset + kept @ self.weights
+        for units, weight in self.ors:
+            logit = logit + weight * kept[:, units].any(axis=1)
+        for units, weight in self.ands:
+            logit = logit + weight * kept[:, units].all(axis=1)
+        return 1 / (1 + np.exp(-logit))
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Return the share of questions answered correctly."""
+        share = self.noise.binomial(self.n_questions, self.truth(masks)) / self.n_questions
+        return torch.from_numpy(share)
+
+
+@dataclass
+class PromptsGame:
+    """The mean of one sparse game per prompt; ``spread`` is how much prompts differ."""
+
+    n_units: int
+    n_prompts: int
+    seed: int = 0
+    spread: float = 1.0
+    keep_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Draw the average game and every prompt's departure from it."""
+        rng = np.random.default_rng(self.seed)
+        singles = [(int(unit),) for unit in rng.choice(self.n_units, 6, replace=False)]
+        pairs = [tuple(sorted(map(int, rng.choice(self.n_units, 2, False)))) for _ in range(4)]
+        self.support = list(dict.fromkeys([(), *singles, *pairs]))
+        average = rng.uniform(0.5, 1.0, len(self.support)) * rng.choice([-1, 1], len(self.support))
+        departures = rng.normal(0.0, self.spread, (self.n_prompts, len(self.support)))
+        self.coefficients = average + departures - departures.mean(axis=0)
+        self.n_evaluations = 0
+
+    def truth(self, masks: Tensor) -> np.ndarray:
+        """Return the values of the average game."""
+        return self._values(masks).mean(axis=1)
+
+    def _values(self, masks: Tensor) -> np.ndarray:
+        return characters(masks.numpy(), self.support, self.keep_rate) @ self.coefficients.T
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        """Return the mean over all prompts."""
+        return self.per_prompt(masks).mean(dim=1)
+
+    def per_prompt(self, masks: Tensor) -> Tensor:
+        """Return every prompt's values."""
+        self.n_evaluations += len(masks) * self.n_prompts
+        return torch.from_numpy(self._values(masks))
+
+    def sample(
+        self, masks: Tensor, prompts_per_mask: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate each mask on a few prompts, dealt like cards so that prompts are balanced."""
+        n_decks = -(-len(masks) * prompts_per_mask // self.n_prompts)
+        scores = rng.random((len(masks), self.n_prompts))
+        prompts = np.argsort(scores, axis=1)[:, :prompts_per_mask]
+        if prompts_per_mask == 1:
+            decks = [rng.permutation(self.n_prompts) for _ in range(n_decks)]
+            prompts = np.concatenate(decks)[: len(masks), None]
+        self.n_evaluations += prompts.size
+        values = np.take_along_axis(self._values(masks), prompts, axis=1)
+        return torch.from_numpy(values), torch.from_numpy(prompts)
+
+
+def random_terms(n_units: int, n_terms: int, order: int, rng: np.random.Generator) -> list[Term]:
+    """Draw distinct terms of one order."""
+    terms: dict[Term, None] = {}
+    while len(terms) < n_terms:
+        term = sorted(int(unit) for unit in rng.choice(n_units, order, replace=False))
+        terms[tuple(term)] = None
+    return list(terms)
+
+
+def peak(n_units: int, seed: int = 0) -> SparseGame:
+    """Ten terms of order 5 and nothing below them (ProxySPEX, "Synthetic-Peak")."""
+    rng = np.random.default_rng(seed)
+    support = random_terms(n_units, 10, min(5, n_units), rng)
+    return SparseGame(n_units, support, rng.uniform(-1, 1, len(support)))
+
+
+def hierarchy(n_units: int, seed: int = 0) -> SparseGame:
+    """Ten terms of order 5 with all their subsets (ProxySPEX, "Synthetic-Complete-Hierarchy")."""
+    rng = np.random.default_rng(seed)
+    terms: dict[Term, None] = {}
+    for top in random_terms(n_units, 10, min(5, n_units), rng):
+        for bits in range(2 ** len(top)):
+            terms[tuple(unit for i, unit in enumerate(top) if bits >> i & 1)] = None
+    return SparseGame(n_units, list(terms), rng.uniform(-1, 1, len(terms)))
+
+
+Game = SparseGame | HeadsGame
+GAMES: dict[str, Callable[[int, int], Game]] = {
+    "heads": HeadsGame,
+    "sch": hierarchy,
+    "peak": peak,
+}
