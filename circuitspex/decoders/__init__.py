@@ -7,6 +7,7 @@ from typing import Any
 from circuitspex.decoders.base import Decoder
 from circuitspex.decoders.exact import ExactDecoder
 from circuitspex.decoders.lasso import LassoDecoder
+from circuitspex.decoders.proxyspex import ProxySpexDecoder
 from circuitspex.errors import DecoderError
 
 __all__ = [
@@ -14,11 +15,12 @@ __all__ = [
     "Decoder",
     "ExactDecoder",
     "LassoDecoder",
+    "ProxySpexDecoder",
     "get",
 ]
 
 DECODERS: dict[str, type[Decoder]] = {
-    decoder.name: decoder for decoder in (ExactDecoder, LassoDecoder)
+    decoder.name: decoder for decoder in (ExactDecoder, LassoDecoder, ProxySpexDecoder)
 }
 """Every decoder by its name."""
 
