@@ -1,8 +1,11 @@
 """The block people work in: a model, a task and units, from masks to a verified circuit."""
 
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -58,6 +61,7 @@ class CircuitSpex:
         batch_size: int | None = None,
         progress: Progress | None = None,
         probe: bool = True,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Name what should be studied; nothing runs before the block is entered.
 
@@ -73,6 +77,7 @@ class CircuitSpex:
             batch_size: Rows per forward pass; chosen from free memory when None.
             progress: Called after every batch with rows evaluated and rows replayed.
             probe: Check at entry that hooks fire and act.
+            settings: Recorded in the spec of every result, such as a command line's options.
         """
         self.model = model
         self.task = task
@@ -86,6 +91,7 @@ class CircuitSpex:
         self._batch_size = batch_size
         self._progress = progress
         self._probe = probe
+        self._settings = dict(settings or {})
         self._exits = ExitStack()
         self._evaluation: Evaluation | None = None
         self._spec = Spec({})
@@ -104,7 +110,7 @@ class CircuitSpex:
             store = self._open_store(exits)
             self._evaluation = Evaluation(ablated, self.task, self._metric, store, self._progress)
             self._warn_if_unsolved()
-            exits.callback(self._finish_tracking)
+            exits.enter_context(self._tracker)
             self._exits = exits.pop_all()
         return self
 
@@ -114,8 +120,10 @@ class CircuitSpex:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the model as it was, close the store, finish tracking."""
-        self._exits.close()
+        """Finish tracking, close the store, leave the model as it was."""
+        with self._exits:
+            if kind is None:
+                self.track()
         self._evaluation = None
 
     @property
@@ -180,7 +188,7 @@ class CircuitSpex:
         *,
         budget: int,
         keep_rate: float = 0.95,
-        max_order: int = 4,
+        max_order: int | None = None,
         seed: int = 0,
         prompts_per_mask: int | Literal["all"] = "all",
         **options: Any,
@@ -191,7 +199,7 @@ class CircuitSpex:
             decoder: Name of a decoder, or a decoder, which brings its own settings along.
             budget: Evaluations to spend at most: masks × prompts each.
             keep_rate: Share of units that a mask keeps.
-            max_order: Largest set of units that is looked for.
+            max_order: Largest set of units that is looked for; the decoder's own default when None.
             seed: Seed of every draw.
             prompts_per_mask: ``all``, or how many prompts each mask is evaluated on.
             **options: Further options of the decoder.
@@ -212,13 +220,17 @@ class CircuitSpex:
             name, method = type(decoder).__name__, decoder
         settings = {
             "decoder": name,
-            "settings": {k: v for k, v in vars(method).items() if not k.startswith("_")},
+            "options": asdict(method),
             "budget": budget,
             "seed": seed,
+            "settings": self._settings,
         }
         self._spec = Spec(self.spec.evaluation, settings, self.spec.versions)
         self._tracker.start(self._spec)
+        started, before = perf_counter(), self.evaluation.n_evaluated
         interactions = method.decode(self, budget=budget, seed=seed)
+        seconds, evaluated = perf_counter() - started, self.evaluation.n_evaluated - before
+        self._tracker.log({"perf/discover_s": seconds, "perf/evaluated": float(evaluated)})
         self._found["interactions"] = interactions
         return interactions
 
@@ -265,6 +277,17 @@ class CircuitSpex:
         self._found["verification"] = report
         return report
 
+    def track(self, page: Path | None = None) -> None:
+        """Hand everything found so far to the tracker; done once, at the latest on the way out.
+
+        Args:
+            page: The report page, if one was written.
+        """
+        if "interactions" in self._found:
+            evaluations = self.evaluation.store.table()
+            self._tracker.finish(spec=self._spec, page=page, evaluations=evaluations, **self._found)
+            self._found = {}
+
     def _ablate(self, task: Task) -> Ablated:
         reference = task.counterfactuals or task.tokens
         replacement = replacements.get(self._ablation, reference, task.counterfactuals)
@@ -292,7 +315,3 @@ class CircuitSpex:
                 TaskWarning,
                 stacklevel=3,
             )
-
-    def _finish_tracking(self) -> None:
-        if "interactions" in self._found:
-            self._tracker.finish(spec=self._spec, **self._found)

@@ -1,0 +1,285 @@
+"""The command line: ``circuitspex discover``, ``circuitspex show``, ``circuitspex units``."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from circuitspex.errors import CircuitSpexError
+
+if TYPE_CHECKING:
+    from circuitspex.discover import Result, Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Find which parts of a language model work together.",
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+class WandbMode(StrEnum):
+    """Where a run is logged."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DISABLED = "disabled"
+
+
+@app.command("discover")
+def discover_command(
+    model: Annotated[
+        str, typer.Option(help="toy-induction, toy-redundant, a hub name, a folder, a .gguf file.")
+    ] = "toy-induction",
+    task: Annotated[str, typer.Option(help="ioi or induction.")] = "induction",
+    units: Annotated[
+        str,
+        typer.Option(
+            help="heads, neurons, blocks64, attention, mlps; join with +, restrict layers as in "
+            "heads@0-3,7."
+        ),
+    ] = "heads",
+    decoder: Annotated[
+        str, typer.Option(help="exact, lasso, proxyspex, or auto: exact if the budget allows.")
+    ] = "auto",
+    budget: Annotated[
+        int, typer.Option(min=1, help="Evaluations to spend: masks × prompts each.")
+    ] = 4096,
+    keep_rate: Annotated[
+        float | None,
+        typer.Option(help="Share of units a mask keeps. [default: 0.5 for exact, else 0.95]"),
+    ] = None,
+    max_order: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest set that is looked for. [default: the decoder's own]"),
+    ] = None,
+    prompts_per_mask: Annotated[
+        str,
+        typer.Option(help="all, or how many prompts each mask sees; auto: all for exact, else 1."),
+    ] = "auto",
+    n_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts to discover on; as many others are held out.")
+    ] = 16,
+    ablation: Annotated[str, typer.Option(help="zero, mean or resample.")] = "zero",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="logit_difference, answer_log_probability, probability_difference, negative_kl."
+        ),
+    ] = "logit_difference",
+    circuit_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Units in the circuit. [default: half, at most 20]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and masks.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results. [default: runs/<model>-<task>-<settings>]"),
+    ] = None,
+    wandb: Annotated[WandbMode, typer.Option(help="Log to Weights & Biases.")] = WandbMode.DISABLED,
+    wandb_project: Annotated[str, typer.Option(help="Project to log to.")] = "circuitspex",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps. [default: the best there is]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows per forward pass. [default: from free memory]")
+    ] = None,
+) -> None:
+    """Find a circuit of interacting units. Without options: on a toy model, within a minute."""
+    with _readable_errors():
+        from circuitspex.discover import Settings, discover
+        from circuitspex.tracking import NullTracker, wandb_tracker
+
+        settings = Settings(
+            model=model,
+            task=task,
+            units=units,
+            decoder=decoder,
+            budget=budget,
+            keep_rate=keep_rate,
+            max_order=max_order,
+            prompts_per_mask=_read_prompts_per_mask(prompts_per_mask),
+            n_prompts=n_prompts,
+            ablation=ablation,
+            metric=metric,
+            circuit_size=circuit_size,
+            seed=seed,
+            dtype=dtype,
+        )
+        folder = out or default_folder(settings)
+        tracker = NullTracker()
+        if wandb is not WandbMode.DISABLED:
+            tracker = wandb_tracker(project=wandb_project, mode=wandb.value, directory=folder)
+        with _resumable(folder), _progress_bar(settings) as (announce, advance):
+            result = discover(
+                settings,
+                folder,
+                tracker=tracker,
+                progress=advance,
+                announce=announce,
+                device=device,
+                batch_size=batch_size,
+            )
+        _show(result, top=10)
+        _out.print(
+            f"{result.n_evaluated:,} evaluations run, {result.n_replayed:,} replayed from disk. "
+            f"Open {folder / 'report.html'}"
+        )
+
+
+@app.command("show")
+def show_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    top: Annotated[int, typer.Option(min=1, help="How many interactions to list.")] = 10,
+) -> None:
+    """Show what a finished run found."""
+    with _readable_errors():
+        from circuitspex.discover import Result
+
+        _show(Result.load(folder), top)
+
+
+@app.command("units")
+def units_command(
+    model: Annotated[str, typer.Option(help="As for discover.")] = "toy-induction",
+    units: Annotated[str, typer.Option(help="As for discover.")] = "heads",
+) -> None:
+    """List units and the hook points they are ablated at."""
+    with _readable_errors():
+        from circuitspex import models
+        from circuitspex.units import parse_units
+
+        chosen = parse_units(units, models.load(model))
+        table = Table("units", "count", "hook", "axis", title=f"{len(chosen)} units of {model}")
+        counts = Counter(unit.hook for unit in chosen)
+        for hook, count in counts.items():
+            here = [unit for unit in chosen if unit.hook == hook]
+            span = str(here[0]) if count == 1 else f"{here[0]} … {here[-1]}"
+            table.add_row(span, str(count), hook, here[0].axis or "whole output")
+        _out.print(table)
+
+
+def default_folder(settings: "Settings") -> Path:
+    """Name a run's folder after its settings, so that the same command finds it again.
+
+    Args:
+        settings: What to run.
+
+    Returns:
+        A folder below ``runs``.
+    """
+    digest = hashlib.blake2b(repr(asdict(settings)).encode(), digest_size=4).hexdigest()
+    return Path("runs") / f"{Path(settings.model).stem}-{settings.task}-{digest}"
+
+
+def _show(result: "Result", top: int) -> None:
+    from circuitspex.report import interaction_rows
+
+    interactions, report = result.interactions, result.verification
+    _out.print(Text(str(interactions)))
+    table = Table("units", "kind", "effect of ablating together", "95 % interval", "Fourier")
+    table.title = f"Strongest interactions of order ≥ 2 among {interactions.n_units} units"
+    for row in interaction_rows(interactions, top, min_order=2):
+        table.add_row(
+            " + ".join(row.units),
+            row.kind,
+            f"{row.coefficient:+.3f}",
+            "" if row.low is None else f"{row.low:+.3f} … {row.high:+.3f}",
+            f"{row.fourier:+.3f}",
+        )
+    _out.print(table)
+    _out.print(Text(str(report)))
+
+
+def _read_prompts_per_mask(text: str) -> Any:
+    if text in ("all", "auto"):
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(
+            f"{text!r} is neither all, auto nor a positive number.", param_hint="--prompts-per-mask"
+        )
+    return int(text)
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except CircuitSpexError as error:
+        _err.print(f"[bold red]error:[/] {type(error).__name__}: ", Text(str(error)), sep="")
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _err.print(
+            f"\nStopped. What was evaluated is in {folder / 'evaluations'}; "
+            "run the same command again to go on from there."
+        )
+        raise typer.Exit(130) from None
+
+
+class _MasksPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.speed
+        per_mask = task.fields["prompts"]
+        return Text("" if not rate else f"{rate / per_mask:,.0f} masks/s", style="cyan")
+
+
+@contextmanager
+def _progress_bar(
+    settings: "Settings",
+) -> Iterator[tuple[Callable[["Settings"], None], Callable[[int, int], None]]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _MasksPerSecond(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_err) as bar:
+        task = bar.add_task(f"loading {settings.model}", total=settings.budget, prompts=1)
+
+        def announce(resolved: "Settings") -> None:
+            drawn = resolved.prompts_per_mask
+            _err.print(
+                f"{resolved.decoder} on {resolved.units} of {resolved.model}, {resolved.task}: "
+                f"up to {resolved.budget:,} evaluations, keep rate {resolved.keep_rate}, "
+                f"{drawn} of {resolved.n_prompts} prompts per mask"
+            )
+            prompts = resolved.n_prompts if drawn == "all" else int(drawn)
+            bar.update(task, description="evaluating", prompts=prompts)
+
+        def advance(evaluated: int, replayed: int) -> None:
+            bar.update(task, advance=evaluated + replayed)
+
+        yield announce, advance

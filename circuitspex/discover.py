@@ -1,0 +1,211 @@
+"""The whole path in one readable function: from settings to a folder of results.
+
+The folder holds ``spec.json`` (everything needed to repeat the run), ``evaluations/`` (every value,
+as it came), ``interactions.json``, ``circuit.json``, ``verification.json`` and ``report.html``.
+Running the same settings into the same folder again evaluates nothing that is already there.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from circuitspex import models, tasks
+from circuitspex.circuit import Circuit
+from circuitspex.criteria import CircuitReport
+from circuitspex.errors import ResultError
+from circuitspex.evaluation import Progress
+from circuitspex.interactions import Interactions
+from circuitspex.report import write_page
+from circuitspex.spec import Spec
+from circuitspex.spex import CircuitSpex
+from circuitspex.tracking import Tracker
+from circuitspex.units import parse_units
+
+MAX_EXACT_UNITS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run; the command line's options, one by one."""
+
+    model: str = "toy-induction"
+    """Name, folder or ``.gguf`` file, as :func:`circuitspex.models.load` takes it."""
+    task: str = "induction"
+    """Name of a built-in task."""
+    units: str = "heads"
+    """Choice of units, as :func:`circuitspex.units.parse_units` takes it."""
+    decoder: str = "auto"
+    """Name of a decoder; ``auto`` is exact where the budget affords all masks, else proxyspex."""
+    budget: int = 4096
+    """Evaluations to spend at most: masks × prompts each."""
+    keep_rate: float | None = None
+    """Share of units that a mask keeps; None is 0.5 for exact decoding and 0.95 otherwise."""
+    max_order: int | None = None
+    """Largest set of units that is looked for; None is the decoder's own default."""
+    prompts_per_mask: int | Literal["all", "auto"] = "auto"
+    """Prompts each mask is evaluated on; ``auto`` is all for exact decoding and 1 otherwise."""
+    n_prompts: int = 16
+    """Prompts to discover on; as many others are held out to verify on."""
+    ablation: str = "zero"
+    """What replaces an ablated activation: ``zero``, ``mean`` or ``resample``."""
+    metric: str = "logit_difference"
+    """What is measured, by name."""
+    circuit_size: int | None = None
+    """Units in the circuit; None is half of them, at most 20."""
+    seed: int = 0
+    """Seed of prompts and masks."""
+    dtype: str = "float32"
+    """Type of the weights."""
+
+    def resolve(self, n_units: int, n_prompts: int) -> Self:
+        """Fill in what was left open, now that the numbers of units and prompts are known.
+
+        Args:
+            n_units: How many units there are.
+            n_prompts: How many prompts the task has.
+
+        Returns:
+            Settings without ``auto`` or None.
+        """
+        affordable = n_units <= MAX_EXACT_UNITS and 2**n_units * n_prompts <= self.budget
+        automatic = "exact" if affordable else "proxyspex"
+        decoder = automatic if self.decoder == "auto" else self.decoder
+        exact = decoder == "exact"
+        prompts = self.prompts_per_mask
+        return type(self)(
+            **{
+                **asdict(self),
+                "decoder": decoder,
+                "keep_rate": self.keep_rate or (0.5 if exact else 0.95),
+                "prompts_per_mask": ("all" if exact else 1) if prompts == "auto" else prompts,
+                "circuit_size": self.circuit_size or max(1, min(20, n_units // 2)),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found; the contents of its folder."""
+
+    folder: Path
+    """Where it is."""
+    spec: Spec
+    """What it is a result of."""
+    interactions: Interactions
+    """What was decoded."""
+    circuit: Circuit
+    """The units chosen from it."""
+    verification: CircuitReport
+    """What the circuit does on held-out prompts."""
+    n_evaluated: int = 0
+    """Evaluations run through the model; 0 when read from disk or replayed."""
+    n_replayed: int = 0
+    """Evaluations answered by the store."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Result":
+        """Read the results in a folder.
+
+        Args:
+            folder: Where :func:`discover` put them.
+
+        Returns:
+            The result.
+
+        Raises:
+            ResultError: If the folder holds no finished run, or a file is damaged.
+        """
+        folder = Path(folder)
+        missing = [name for name in _FILES if not (folder / name).is_file()]
+        if missing:
+            raise ResultError(
+                f"{folder} holds no finished run: {', '.join(missing)} missing. Give the folder "
+                "that circuitspex discover named, or finish the run by starting it again."
+            )
+        spec, interactions, circuit, verification = (folder / name for name in _FILES)
+        return cls(
+            folder,
+            Spec.load(spec),
+            Interactions.load(interactions),
+            Circuit.load(circuit),
+            CircuitReport.load(verification),
+        )
+
+
+_FILES = ("spec.json", "interactions.json", "circuit.json", "verification.json")
+
+
+def discover(
+    settings: Settings,
+    folder: str | Path,
+    *,
+    model: Any = None,
+    tracker: Tracker | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[Settings], None] | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+) -> Result:
+    """Find, choose and verify a circuit, and put everything into a folder.
+
+    Args:
+        settings: What to run.
+        folder: Where results go; a run that was interrupted there goes on.
+        model: The model, if it is loaded already; ``settings.model`` names it all the same.
+        tracker: Where the run is logged.
+        progress: Called after every batch with rows evaluated and rows replayed.
+        announce: Called once, before the first evaluation, with the settings as resolved.
+        device: Where to run.
+        batch_size: Rows per forward pass; chosen from free memory when None.
+
+    Returns:
+        The result, as it is now on disk.
+    """
+    folder = Path(folder)
+    if model is None:
+        model = models.load(settings.model, device=device, dtype=getattr(torch, settings.dtype))
+    task = tasks.make(settings.task, model, settings.n_prompts, settings.seed)
+    units = parse_units(settings.units, model)
+    settings = settings.resolve(len(units), len(task))
+    if announce is not None:
+        announce(settings)
+
+    with CircuitSpex(
+        model,
+        task,
+        units,
+        ablation=settings.ablation,
+        metric=settings.metric,
+        store=folder / "evaluations",
+        tracker=tracker,
+        batch_size=batch_size,
+        progress=progress,
+        settings=asdict(settings),
+    ) as spex:
+        interactions = spex.discover(
+            settings.decoder,
+            budget=settings.budget,
+            keep_rate=settings.keep_rate,
+            max_order=settings.max_order,
+            seed=settings.seed,
+            prompts_per_mask=settings.prompts_per_mask,
+        )
+        spex.spec.save(folder / "spec.json")
+        interactions.save(folder / "interactions.json")
+        circuit = spex.circuit(interactions, settings.circuit_size)
+        circuit.save(folder / "circuit.json")
+        verification = spex.verify(circuit)
+        verification.save(folder / "verification.json")
+        page = write_page(
+            folder / "report.html",
+            spec=spex.spec,
+            interactions=interactions,
+            circuit=circuit,
+            verification=verification,
+        )
+        spex.track(page)
+        counts = spex.evaluation.n_evaluated, spex.evaluation.n_replayed
+    return Result(folder, spex.spec, interactions, circuit, verification, *counts)
