@@ -1,0 +1,19 @@
+"""Results for people: tables, figures and one self-contained HTML page."""
+
+from circuitspex.report.circuit_figure import circuit_figure
+from circuitspex.report.effect_map import head_map_image
+from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
+from circuitspex.report.page import render_page, write_page
+from circuitspex.report.tables import InteractionRow, interaction_rows
+
+__all__ = [
+    "InteractionRow",
+    "circuit_figure",
+    "effect_figure",
+    "energy_figure",
+    "head_map_image",
+    "interaction_rows",
+    "prediction_figure",
+    "render_page",
+    "write_page",
+]

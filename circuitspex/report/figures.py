@@ -1,0 +1,162 @@
+"""The other figures: single effects, energy by order, predicted against measured."""
+
+import html
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitspex.interactions import Interactions
+from circuitspex.report.effect_map import EffectMap, make_effect_map
+from circuitspex.report.layout import short_label
+from circuitspex.report.style import CELL_LINE, INK, MUTED, figure_with_defaults, plotly_scale
+from circuitspex.report.tables import number, single_effects
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_MAX_BARS = 60
+
+
+def effect_figure(interactions: Interactions, circuit: Collection[int] = ()) -> "go.Figure":
+    """Draw what ablating each unit alone does: a map of a model, bars for other units.
+
+    Args:
+        interactions: The result, in any basis.
+        circuit: Indices of the circuit's units, outlined.
+
+    Returns:
+        A plotly figure. Its ``layout.meta`` holds the width in pixels it needs to stay legible.
+    """
+    effects = make_effect_map(interactions, circuit)
+    return _bars(interactions, circuit) if effects is None else _map(effects)
+
+
+def _map(effects: EffectMap) -> "go.Figure":
+    figure = figure_with_defaults()
+    limit = effects.limit
+    hover = [[html.escape(text, quote=False) for text in row] for row in effects.hover]
+    figure.add_heatmap(
+        z=effects.values,
+        colorscale=plotly_scale(),
+        zmin=-limit,
+        zmax=limit,
+        xgap=1.5,
+        ygap=1.5,
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        colorbar={"thickness": 12, "outlinewidth": 0, "title": {"text": "effect"}, "len": 0.9},
+    )
+    rows, columns = np.nonzero(effects.in_circuit)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        box = {"x0": column - 0.47, "x1": column + 0.47, "y0": row - 0.47, "y1": row + 0.47}
+        figure.add_shape(type="rect", line={"color": INK, "width": 2}, **box)
+    n_rows, n_columns = effects.values.shape
+    every = -(-n_rows // 32)
+    several = effects.rows_per_cell > 1
+    figure.update_xaxes(
+        tickvals=list(range(n_columns)), ticktext=effects.column_names, title="layer"
+    )
+    figure.update_yaxes(
+        tickvals=list(range(0, n_rows, every)),
+        ticktext=effects.row_names[::every],
+        title=f"strongest of every {effects.rows_per_cell}" if several else None,
+        automargin=True,
+    )
+    figure.update_layout(
+        height=120 + max(8, min(30, 900 // n_rows)) * n_rows,
+        margin={"l": 70, "r": 8, "t": 12, "b": 48},
+        meta={
+            "min_width": min(6000, 26 * n_columns + 170),
+            "max_width": 90 * n_columns + 200,
+        },
+    )
+    return figure
+
+
+def _bars(interactions: Interactions, circuit: Collection[int]) -> "go.Figure":
+    effects = single_effects(interactions)
+    largest = sorted(effects, key=lambda unit: -abs(effects[unit]))[:_MAX_BARS]
+    units = sorted(largest)
+    labels = [html.escape(short_label(interactions.units[unit]), quote=False) for unit in units]
+    figure = figure_with_defaults()
+    figure.add_bar(
+        x=list(range(len(units))),
+        y=[effects[unit] for unit in units],
+        marker={
+            "color": [INK if unit in circuit else MUTED for unit in units],
+        },
+        hovertext=[
+            f"<b>{label}</b>: {number(effects[unit])}"
+            for unit, label in zip(units, labels, strict=True)
+        ],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    figure.update_xaxes(tickvals=list(range(len(units))), ticktext=labels, tickangle=-60)
+    figure.update_yaxes(title="effect of ablating it alone", gridcolor=CELL_LINE, showgrid=True)
+    figure.update_layout(
+        height=360,
+        margin={"l": 64, "r": 16, "t": 16, "b": 110},
+        meta={"min_width": 16 * len(units) + 120},
+    )
+    return figure
+
+
+def energy_figure(interactions: Interactions) -> "go.Figure":
+    """Draw how the variance under random masks splits by how many units act together.
+
+    Args:
+        interactions: The result, in any basis.
+
+    Returns:
+        A plotly figure.
+    """
+    energy = interactions.energy_by_order()
+    total = sum(energy.values()) or 1.0
+    shares = [100 * part / total for part in energy.values()]
+    figure = figure_with_defaults()
+    figure.add_bar(
+        x=[f"order {order}" for order in energy],
+        y=shares,
+        marker={"color": "#52667a"},
+        text=[f"{share:.1f} %" for share in shares],
+        textposition="outside",
+        cliponaxis=False,
+        hovertemplate="%{x}: %{text}<extra></extra>",
+    )
+    figure.update_yaxes(title="share of variance, %", range=[0, 112], tickvals=[0, 25, 50, 75, 100])
+    figure.update_layout(height=300, bargap=0.45, margin={"l": 64, "r": 16, "t": 16, "b": 40})
+    return figure
+
+
+def prediction_figure(
+    predicted: Float[Tensor, " masks"], measured: Float[Tensor, " masks"]
+) -> "go.Figure":
+    """Draw predicted against measured values of masks that the fit has not seen.
+
+    Args:
+        predicted: Value of every held-out mask under the interactions.
+        measured: Its value under the model.
+
+    Returns:
+        A plotly figure.
+    """
+    figure = figure_with_defaults()
+    both = [*predicted.tolist(), *measured.tolist()]
+    ends = [min(both, default=0.0), max(both, default=1.0)]
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": MUTED, "width": 1}, hoverinfo="skip"
+    )
+    figure.add_scatter(
+        x=predicted.tolist(),
+        y=measured.tolist(),
+        mode="markers",
+        marker={"size": 5, "color": "#52667a", "opacity": 0.55},
+        hovertemplate="predicted %{x:.2f}, measured %{y:.2f}<extra></extra>",
+    )
+    figure.update_xaxes(title="predicted")
+    figure.update_yaxes(title="measured")
+    figure.update_layout(height=300, showlegend=False, margin={"l": 64, "r": 16, "t": 16, "b": 48})
+    return figure

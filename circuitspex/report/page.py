@@ -1,0 +1,185 @@
+"""One self-contained HTML page per result: no CDN, no network, every label escaped."""
+
+import html
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitspex.circuit import Circuit
+from circuitspex.criteria import CircuitReport
+from circuitspex.interactions import Interactions
+from circuitspex.report import sections
+from circuitspex.report.circuit_figure import circuit_figure
+from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
+from circuitspex.report.tables import interaction_rows
+from circuitspex.spec import Spec, write_atomically
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+HeldOut = tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]
+
+_N_LINKS = 25
+
+
+def write_page(
+    path: str | Path,
+    *,
+    spec: Spec,
+    interactions: Interactions,
+    circuit: Circuit | None = None,
+    verification: CircuitReport | None = None,
+    held_out: HeldOut | None = None,
+) -> Path:
+    """Write a result as one HTML file that opens anywhere, also without a network.
+
+    Args:
+        path: The file to write or replace.
+        spec: What the result is a result of.
+        interactions: What was decoded, in any basis.
+        circuit: The units chosen from it; marked in the figures.
+        verification: What the circuit does in the real model.
+        held_out: Predicted and measured values of masks the fit has not seen.
+
+    Returns:
+        The path.
+    """
+    intact = interactions.to("moebius", origin="intact")
+    page = render_page(spec, intact, circuit, verification, held_out)
+    write_atomically(path, page.encode())
+    return Path(path)
+
+
+def render_page(
+    spec: Spec,
+    interactions: Interactions,
+    circuit: Circuit | None = None,
+    verification: CircuitReport | None = None,
+    held_out: HeldOut | None = None,
+) -> str:
+    """Return the page of :func:`write_page` as text.
+
+    Args:
+        spec: What the result is a result of.
+        interactions: What was decoded, in any basis.
+        circuit: The units chosen from it.
+        verification: What the circuit does in the real model.
+        held_out: Predicted and measured values of masks the fit has not seen.
+
+    Returns:
+        A whole HTML document.
+    """
+    members = frozenset(circuit.indices) if circuit else frozenset()
+    parts = [
+        sections.meaning(),
+        _circuit_section(interactions, circuit, members),
+        sections.verification(verification) if verification else "",
+        _effects_section(interactions, members),
+        sections.interactions_table(interactions),
+        _fit_section(interactions, held_out),
+        sections.limits(spec, interactions, verification),
+    ]
+    style = resources.files("circuitspex.report").joinpath("page.css").read_text()
+    return _PAGE.format(
+        title=html.escape(sections.title(spec)),
+        style=style,
+        plotly=_plotly_script(),
+        header=sections.header(spec, interactions, circuit),
+        body="\n".join(parts),
+        spec=html.escape(json.dumps(spec.as_dict(), indent=2, ensure_ascii=False)),
+        hashes=f"run {spec.run_hash}, evaluations {spec.evaluation_hash}",
+    )
+
+
+def _circuit_section(
+    interactions: Interactions, circuit: Circuit | None, members: frozenset[int]
+) -> str:
+    figure = circuit_figure(interactions, members, _N_LINKS)
+    n_drawn = len(interaction_rows(interactions, _N_LINKS, min_order=2))
+    chosen = f"The {len(members)} filled units are the circuit. " if circuit else ""
+    note = (
+        f"{chosen}Drawn are the {n_drawn} largest interactions; width shows size, a diamond joins "
+        "the members of a larger set and bears its order. Hover for numbers; click a legend entry "
+        "to hide it."
+    )
+    heading = "The circuit" if circuit else "The largest interactions"
+    return _section(heading, note, [_figure("circuit", figure)])
+
+
+def _effects_section(interactions: Interactions, members: frozenset[int]) -> str:
+    marked = " Units of the circuit are marked." if members else ""
+    note = (
+        "What ablating each unit alone, and nothing else, does to the value according to the "
+        f"decoded interactions. Negative: the model does worse without it.{marked}"
+    )
+    figure = effect_figure(interactions, members)
+    return _section("Single units", note, [_figure("effects", figure)])
+
+
+def _fit_section(interactions: Interactions, held_out: HeldOut | None) -> str:
+    note = (
+        "Share of the variance of the value, over masks that keep each unit at rate "
+        f"{interactions.keep_rate:g}, by how many units act together (Fourier coefficients)."
+    )
+    figures = [_figure("energy", energy_figure(interactions))]
+    if held_out is not None:
+        note += " The dots are masks that the fit has not seen; on the line, it predicts exactly."
+        figures.append(_figure("prediction", prediction_figure(*held_out)))
+    return _section("Energy by order", note, [f'<div class="pair">{"".join(figures)}</div>'])
+
+
+def _section(heading: str, note: str, contents: Sequence[str]) -> str:
+    return (
+        f"<section><h2>{heading}</h2>"
+        f'<p class="note">{html.escape(note)}</p>{"".join(contents)}</section>'
+    )
+
+
+def _figure(name: str, figure: "go.Figure") -> str:
+    import plotly.io
+
+    drawing = plotly.io.to_html(
+        figure,
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"figure-{name}",
+        config={"displaylogo": False, "responsive": True, "displayModeBar": False},
+    )
+    sizes = dict(figure.layout.meta or {})  # pyright: ignore[reportAttributeAccessIssue]
+    width = "".join(f"{name.replace('_', '-')}:{size}px;" for name, size in sizes.items())
+    return f'<figure class="scroll"><div style="{width}">{drawing}</div></figure>'
+
+
+def _plotly_script() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+<script>{plotly}</script>
+</head>
+<body>
+<main>
+{header}
+{body}
+<section><h2>The spec</h2>
+<p class="note">Everything needed to repeat this result.</p>
+<details><summary>Show all settings and versions</summary><pre>{spec}</pre></details>
+</section>
+<footer>{hashes}</footer>
+</main>
+</body>
+</html>
+"""

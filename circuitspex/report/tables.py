@@ -1,0 +1,105 @@
+"""Interactions as rows for people: what a set of units does beyond its parts, with its interval."""
+
+from typing import NamedTuple
+
+from circuitspex.interactions import Interactions, kind
+
+_NORMAL_95 = 1.959963984540054
+_CANCELLED = 1e-12  # of the largest: what rounding leaves of terms that a conversion cancels
+
+
+class InteractionRow(NamedTuple):
+    """One interaction, the way tables and tooltips show it."""
+
+    rank: int
+    """From 1, the largest effect first."""
+    indices: tuple[int, ...]
+    """Indices of the units in a mask."""
+    units: tuple[str, ...]
+    """Their labels."""
+    order: int
+    """How many units."""
+    kind: str
+    """"synergistic", "redundant", or "" where a sign cannot tell."""
+    coefficient: float
+    """Möbius coefficient at the intact origin: what ablating all does beyond their parts."""
+    low: float | None
+    """Lower end of its 95 % interval; None where no errors are known."""
+    high: float | None
+    """Upper end."""
+    fourier: float
+    """Fourier coefficient at the keep rate: what the set contributes on average over masks."""
+
+
+def interaction_rows(
+    interactions: Interactions, k: int | None = None, *, min_order: int = 1
+) -> list[InteractionRow]:
+    """Rank interactions by what ablating them together does beyond their parts.
+
+    Args:
+        interactions: The result, in any basis.
+        k: How many rows at most; all when None.
+        min_order: Smallest number of units.
+
+    Returns:
+        The largest effect first.
+    """
+    intact = interactions.to("moebius", origin="intact")
+    fourier = interactions.to("fourier")
+    averages = dict(zip(fourier.support, fourier.coefficients.tolist(), strict=True))
+    ranking = intact.coefficients.abs().argsort(descending=True, stable=True).tolist()
+    sizes = intact.coefficients.abs().tolist()
+    smallest = _CANCELLED * max(sizes, default=0.0)
+    at_least = max(min_order, 1)
+    chosen = [i for i in ranking if len(intact.support[i]) >= at_least and sizes[i] > smallest][:k]
+    return [
+        _row(rank, intact, i, averages.get(intact.support[i], 0.0))
+        for rank, i in enumerate(chosen, start=1)
+    ]
+
+
+def _row(rank: int, intact: Interactions, i: int, fourier: float) -> InteractionRow:
+    indices, coefficient = intact.support[i], float(intact.coefficients[i])
+    error = None if intact.std_errors is None else _NORMAL_95 * float(intact.std_errors[i])
+    return InteractionRow(
+        rank=rank,
+        indices=indices,
+        units=tuple(intact.units[unit] for unit in indices),
+        order=len(indices),
+        kind=kind(coefficient, len(indices), "intact") or "",
+        coefficient=coefficient,
+        low=None if error is None else coefficient - error,
+        high=None if error is None else coefficient + error,
+        fourier=fourier,
+    )
+
+
+def single_effects(interactions: Interactions) -> dict[int, float]:
+    """Return what ablating each unit alone does to the intact model's value.
+
+    Args:
+        interactions: The result, in any basis.
+
+    Returns:
+        Unit index to effect; units without a term of their own are left out.
+    """
+    intact = interactions.to("moebius", origin="intact")
+    terms = zip(intact.support, intact.coefficients.tolist(), strict=True)
+    return {term[0]: effect for term, effect in terms if len(term) == 1}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number for people, with a true minus sign; an en dash where there is none.
+
+    Args:
+        value: The number.
+        digits: Digits after the point.
+
+    Returns:
+        Such as "−0.250".
+    """
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    negative = text.startswith("-") and text.strip("-0.") != ""
+    return ("−" if negative else "") + text.lstrip("-")

@@ -1,0 +1,190 @@
+"""Runs on Weights & Biases; the only file that imports wandb.
+
+One run per spec: its id is the run's hash, so a run that was cut off is continued, not doubled.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import wandb
+
+from circuitspex.circuit import Circuit
+from circuitspex.criteria import CircuitReport
+from circuitspex.errors import TrackingWarning
+from circuitspex.interactions import Interactions
+from circuitspex.report.effect_map import head_map_image
+from circuitspex.report.tables import InteractionRow, interaction_rows
+from circuitspex.spec import Spec
+from circuitspex.tracking.base import result_scalars
+
+_MAX_ROWS = 10_000  # W&B shows no more of a table; interactions.json holds all of them
+_COLUMNS = ["rank", "units", "order", "kind", "moebius", "ci_low", "ci_high", "fourier"]
+
+
+class WandbTracker:
+    """Records runs on Weights & Biases; after the first failure it warns and stays silent."""
+
+    def __init__(self, mode: Literal["online", "offline"], **options: Any) -> None:
+        """Make a tracker.
+
+        Args:
+            mode: Whether runs are sent as they go, or kept for ``wandb sync``.
+            **options: Passed on to ``wandb.init``: project, entity, group, tags, name, dir.
+        """
+        self._options = {"mode": mode, **options}
+        self._run: Any = None
+        self._failed = False
+
+    def start(self, spec: Spec) -> None:
+        """Begin or continue the run of a spec, with the spec as its config.
+
+        Args:
+            spec: What the run will be of.
+        """
+
+        def begin() -> None:
+            self._run = wandb.init(
+                id=spec.run_hash,
+                resume="allow",
+                config=spec.as_dict(),
+                job_type="discover",
+                # Progress bars draw on the console; copying it would log every frame.
+                settings=wandb.Settings(console="off"),
+                **self._options,
+            )
+
+        self._guard("starting the run", begin)
+
+    def log(self, scalars: Mapping[str, float]) -> None:
+        """Record numbers of the run in progress.
+
+        Args:
+            scalars: Name to number.
+        """
+        if self._run is not None:
+            self._guard("logging", lambda: self._run.log(dict(scalars)))
+
+    def finish(
+        self,
+        *,
+        spec: Spec,
+        interactions: Interactions,
+        circuit: Circuit | None = None,
+        verification: CircuitReport | None = None,
+        page: Path | None = None,
+        evaluations: pa.Table | None = None,
+    ) -> None:
+        """Record numbers, table, page, artifacts and head map, and end the run.
+
+        Args:
+            spec: What the result is a result of.
+            interactions: What was decoded.
+            circuit: The units chosen from it.
+            verification: What the circuit does in the real model.
+            page: The HTML page of the result.
+            evaluations: All evaluations, as a store's ``table()`` gives them.
+        """
+        if self._run is None:
+            return
+        scalars = result_scalars(interactions, circuit, verification)
+        self._guard("logging the result", lambda: self._log_result(scalars, interactions, page))
+        self._guard(
+            "logging the artifacts",
+            lambda: self._log_artifacts(spec, interactions, circuit, verification, evaluations),
+        )
+        self._guard("logging the head map", lambda: self._log_map(interactions, circuit))
+        self._end(exit_code=0)
+
+    def __enter__(self) -> "WandbTracker":
+        """Return the tracker itself; the end of the block ends its run."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End a run that is still on, as failed."""
+        self._end(exit_code=1)
+
+    def _log_result(
+        self, scalars: dict[str, float], interactions: Interactions, page: Path | None
+    ) -> None:
+        rows = [_table_row(row) for row in interaction_rows(interactions, _MAX_ROWS)]
+        result: dict[str, Any] = {**scalars, "interactions": wandb.Table(columns=[*_COLUMNS], data=[*rows])}
+        if page is not None:
+            # Left as it is: what W&B would inject loads a style sheet from the network.
+            result["report"] = wandb.Html(str(page), inject=False)
+        self._run.log(result)
+
+    def _log_artifacts(
+        self,
+        spec: Spec,
+        interactions: Interactions,
+        circuit: Circuit | None,
+        verification: CircuitReport | None,
+        evaluations: pa.Table | None,
+    ) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            results = {
+                "spec.json": spec,
+                "interactions.json": interactions,
+                "circuit.json": circuit,
+                "verification.json": verification,
+            }
+            files = {file: result for file, result in results.items() if result is not None}
+            for file, result in files.items():
+                result.save(folder / file)
+            self._log_artifact("circuit", spec.run_hash, [folder / file for file in files])
+            if evaluations is not None:
+                path = folder / "evaluations.parquet"
+                pq.write_table(evaluations, path, compression="zstd")
+                self._log_artifact("mask-evals", spec.evaluation_hash, [path])
+
+    def _log_artifact(self, kind: str, of: str, paths: list[Path]) -> None:
+        artifact = wandb.Artifact(f"{kind}-{of}", type=kind)
+        for path in paths:
+            artifact.add_file(str(path), name=path.name)
+        self._run.log_artifact(artifact)
+
+    def _log_map(self, interactions: Interactions, circuit: Circuit | None) -> None:
+        pixels = head_map_image(interactions, circuit.indices if circuit else ())
+        if pixels is not None:
+            caption = (
+                "Effect of ablating each unit alone; layers from left to right, first unit lowest. "
+                "Purple: the model does worse without it; green: better; outlined: in the circuit."
+            )
+            self._run.log({"head_map": wandb.Image(pixels, caption=caption)})
+
+    def _end(self, exit_code: int) -> None:
+        if self._run is not None:
+            self._guard("ending the run", lambda: self._run.finish(exit_code=exit_code))
+            self._run = None
+
+    def _guard(self, doing: str, action: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever W&B does, the result must survive it
+            self._failed = True
+            run, self._run = self._run, None
+            with suppress(Exception):
+                run.finish(exit_code=1)
+            warnings.warn(_failure(doing, error), TrackingWarning, stacklevel=3)
+
+
+def _failure(doing: str, error: Exception) -> str:
+    return (
+        f"Weights & Biases failed while {doing} ({type(error).__name__}: {error}); nothing more is "
+        "logged there. The result itself is not affected."
+    )
+
+
+def _table_row(row: InteractionRow) -> list[Any]:
+    interval = [row.low, row.high]
+    name = " + ".join(row.units)
+    return [row.rank, name, row.order, row.kind, row.coefficient, *interval, row.fourier]

@@ -1,0 +1,40 @@
+"""The tracker that records nothing: the default, so that no code asks whether there is one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from circuitspex.circuit import Circuit
+from circuitspex.criteria import CircuitReport
+from circuitspex.interactions import Interactions
+from circuitspex.spec import Spec
+
+
+class NullTracker:
+    """Records nothing."""
+
+    def start(self, spec: Spec) -> None:
+        """Do nothing."""
+
+    def log(self, scalars: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def finish(
+        self,
+        *,
+        spec: Spec,
+        interactions: Interactions,
+        circuit: Circuit | None = None,
+        verification: CircuitReport | None = None,
+        page: Path | None = None,
+        evaluations: pa.Table | None = None,
+    ) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> "NullTracker":
+        """Return the tracker itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Do nothing."""
