@@ -227,13 +227,13 @@ def test_a_merge_that_is_cut_off_loses_nothing(tmp_path, monkeypatch, n_unlinked
 
     def unlink_a_few(path, missing_ok=False):
         if len(done) == n_unlinked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("cut off")
         done.append(path)
         unlink(path, missing_ok=missing_ok)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", unlink_a_few)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="cut off"):
             store.close()
     assert len(shards(tmp_path)) == 5 - n_unlinked
     with make_parquet_store(tmp_path) as reopened:
@@ -419,11 +419,11 @@ def test_closing_on_a_full_disk_raises_unless_another_error_is_on_its_way(tmp_pa
             make_parquet_store(tmp_path)
     store = make_parquet_store(tmp_path)
     with full_disk(monkeypatch):
-        with pytest.raises(StoreFullError):
+        with pytest.raises(StoreFullError, match="no room left"):
             store.append(*make_rows(20))
-        with pytest.raises(KeyboardInterrupt), store:
-            raise KeyboardInterrupt
-        with pytest.raises(StoreFullError), store:
+        with pytest.raises(KeyboardInterrupt, match="by hand"), store:
+            raise KeyboardInterrupt("by hand")
+        with pytest.raises(StoreFullError, match="no room left"), store:
             pass
 
 

@@ -97,9 +97,9 @@ def verification(report: CircuitReport) -> str:
 
 
 def _track(report: CircuitReport) -> str:
-    share = 100 * min(max(report.faithfulness, 0.0), 1.0)
-    error = 100 * _NORMAL_95 * (report.std_error or 0.0)
-    low, high = max(share - error, 0.0), min(share + error, 100.0)
+    error = _NORMAL_95 * (report.std_error or 0.0)
+    ends = (report.faithfulness - error, report.faithfulness, report.faithfulness + error)
+    low, share, high = (100 * min(max(end, 0.0), 1.0) for end in ends)
     return (
         f'<div class="track" role="img" aria-label="faithfulness {number(report.faithfulness)}">'
         f'<b style="width:{share:.1f}%"></b>'

@@ -113,7 +113,10 @@ class WandbTracker:
         self, scalars: dict[str, float], interactions: Interactions, page: Path | None
     ) -> None:
         rows = [_table_row(row) for row in interaction_rows(interactions, _MAX_ROWS)]
-        result: dict[str, Any] = {**scalars, "interactions": wandb.Table(columns=[*_COLUMNS], data=[*rows])}
+        result: dict[str, Any] = {
+            **scalars,
+            "interactions": wandb.Table(columns=[*_COLUMNS], data=[*rows]),
+        }
         if page is not None:
             # Left as it is: what W&B would inject loads a style sheet from the network.
             result["report"] = wandb.Html(str(page), inject=False)
