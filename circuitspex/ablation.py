@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -101,7 +101,7 @@ class Ablated:
         self._by_length: dict[int, dict[str, Tensor]] = {}
         self._ranks: Tensor = torch.zeros(0, dtype=torch.long)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Ablated":
         """Add the hooks, compute stand-ins, probe.
 
         Returns:
@@ -215,6 +215,17 @@ class Ablated:
             return self._forward(tokens[prompts.to(device)], kept, stand_ins, ends)
 
         yield from self._batcher(len(prompt_of_row), n_positions, run)
+
+    def batch_size(self, n_positions: int) -> int:
+        """Say how many rows run at once.
+
+        Args:
+            n_positions: Tokens per row.
+
+        Returns:
+            At least 1.
+        """
+        return self._batcher.size(n_positions)
 
     def _forward(
         self,
@@ -423,7 +434,9 @@ def answer_logits(
 
 
 def _restore_training(model: Any) -> Callable[[], None]:
-    flags = [(module, module.training) for module in model.modules()]
+    # The wrapped model is no submodule of the bridge, yet bridge.eval() reaches all of it.
+    modules = {*model.modules(), *model.original_model.modules()}
+    flags = [(module, module.training) for module in modules]
 
     def restore() -> None:
         for module, training in flags:

@@ -199,7 +199,12 @@ def _show(result: "Result", top: int) -> None:
     from circuitspex.report import interaction_rows
 
     interactions, report = result.interactions, result.verification
-    _out.print(Text(str(interactions)))
+    r2 = interactions.held_out_r2
+    _out.print(
+        f"{len(interactions.support):,} terms by {interactions.decoder} from "
+        f"{interactions.n_evaluations:,} evaluations, keep rate {interactions.keep_rate:g}; "
+        + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}")
+    )
     table = Table("units", "kind", "effect of ablating together", "95 % interval", "Fourier")
     table.title = f"Strongest interactions of order ≥ 2 among {interactions.n_units} units"
     for row in interaction_rows(interactions, top, min_order=2):
@@ -247,9 +252,10 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 class _MasksPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
-        rate = task.speed
-        per_mask = task.fields["prompts"]
-        return Text("" if not rate else f"{rate / per_mask:,.0f} masks/s", style="cyan")
+        evaluated, prompts = task.fields["evaluated"], task.fields["prompts"]
+        if not evaluated or not task.elapsed:
+            return Text("")
+        return Text(f"{evaluated / prompts / task.elapsed:,.0f} masks/s", style="cyan")
 
 
 @contextmanager
@@ -267,7 +273,9 @@ def _progress_bar(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_err) as bar:
-        task = bar.add_task(f"loading {settings.model}", total=settings.budget, prompts=1)
+        task = bar.add_task(
+            f"loading {settings.model}", start=False, total=None, prompts=1, evaluated=0
+        )
 
         def announce(resolved: "Settings") -> None:
             drawn = resolved.prompts_per_mask
@@ -277,9 +285,17 @@ def _progress_bar(
                 f"{drawn} of {resolved.n_prompts} prompts per mask"
             )
             prompts = resolved.n_prompts if drawn == "all" else int(drawn)
-            bar.update(task, description="evaluating", prompts=prompts)
+            # The intact model is run once on every prompt before the budget is touched.
+            total = resolved.budget + resolved.n_prompts
+            bar.update(task, description="evaluating", prompts=prompts, total=total)
+            bar.start_task(task)
 
         def advance(evaluated: int, replayed: int) -> None:
-            bar.update(task, advance=evaluated + replayed)
+            done = bar.tasks[0].fields["evaluated"] + evaluated
+            bar.update(task, advance=evaluated + replayed, evaluated=done)
 
         yield announce, advance
+
+
+if __name__ == "__main__":
+    app()

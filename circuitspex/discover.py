@@ -8,14 +8,14 @@ Running the same settings into the same folder again evaluates nothing that is a
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
 from circuitspex import models, tasks
 from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
-from circuitspex.errors import ResultError
+from circuitspex.errors import ModelError, ResultError
 from circuitspex.evaluation import Progress
 from circuitspex.interactions import Interactions
 from circuitspex.report import write_page
@@ -60,7 +60,7 @@ class Settings:
     dtype: str = "float32"
     """Type of the weights."""
 
-    def resolve(self, n_units: int, n_prompts: int) -> Self:
+    def resolve(self, n_units: int, n_prompts: int) -> "Settings":
         """Fill in what was left open, now that the numbers of units and prompts are known.
 
         Args:
@@ -166,7 +166,7 @@ def discover(
     """
     folder = Path(folder)
     if model is None:
-        model = models.load(settings.model, device=device, dtype=getattr(torch, settings.dtype))
+        model = models.load(settings.model, device=device, dtype=_read_dtype(settings.dtype))
     task = tasks.make(settings.task, model, settings.n_prompts, settings.seed)
     units = parse_units(settings.units, model)
     settings = settings.resolve(len(units), len(task))
@@ -209,3 +209,10 @@ def discover(
         spex.track(page)
         counts = spex.evaluation.n_evaluated, spex.evaluation.n_replayed
     return Result(folder, spex.spec, interactions, circuit, verification, *counts)
+
+
+def _read_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"dtype must be float32, bfloat16 or float16; got {name!r}.")
+    return dtype

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -97,7 +97,7 @@ class CircuitSpex:
         self._spec = Spec({})
         self._found: dict[str, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CircuitSpex":
         """Hook the model, open the store, and check that the intact model solves the task.
 
         Returns:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -117,7 +117,7 @@ class Task:
             "first_prompt": self.texts[0],
         }
 
-    def subset(self, indices: Iterable[int]) -> Self:
+    def subset(self, indices: Iterable[int]) -> "Task":
         """Keep some prompts.
 
         Args:
@@ -138,7 +138,7 @@ class Task:
             counterfactuals=None if others is None else tuple(others[i] for i in chosen),
         )
 
-    def split(self, n_held_out: int) -> Self:
+    def split(self, n_held_out: int) -> "Task":
         """Set the last prompts aside for verification.
 
         Args:
@@ -172,7 +172,7 @@ class Task:
         name: str = "prompts",
         strata: Sequence[str] | None = None,
         held_out: "Task | None" = None,
-    ) -> Self:
+    ) -> "Task":
         """Make a task from anybody's own prompts.
 
         Args:
@@ -259,6 +259,8 @@ def read_answer(model: Any, answer: Answer) -> int:
                 f"answer {answer!r} is {len(ids)} tokens {pieces}; it must be one. Names and words "
                 f"inside a text usually need a leading space: {' ' + answer.strip()!r}."
             )
+        if ids[0] == model.tokenizer.unk_token_id and answer != model.tokenizer.unk_token:
+            raise TaskError(f"answer {answer!r} is not in the vocabulary of the model's tokenizer.")
         return int(ids[0])
     if not 0 <= answer < model.cfg.d_vocab:
         raise TaskError(f"token id {answer} is outside the vocabulary 0..{model.cfg.d_vocab - 1}.")

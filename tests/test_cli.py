@@ -1,0 +1,134 @@
+"""The command line, run as a user runs it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from circuitspex.cli import app, default_folder
+from circuitspex.discover import Settings
+
+RUNNER = CliRunner()
+SMALL = ["--n-prompts", "2", "--units", "heads@1", "--budget", "32"]
+
+
+def run(*arguments: str) -> str:
+    result = RUNNER.invoke(app, list(arguments), catch_exceptions=False, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fail(*arguments: str) -> str:
+    result = RUNNER.invoke(app, list(arguments), catch_exceptions=False, env={"COLUMNS": "160"})
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+def test_discover_writes_a_whole_run_and_show_reads_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    text = run("discover", *SMALL, "--out", str(out))
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "spec.json",
+        "evaluations",
+        "interactions.json",
+        "circuit.json",
+        "verification.json",
+        "report.html",
+    }
+    assert "L1H0 + L1H1" in text
+    assert "32 evaluations run" in text
+    assert "L1H0 + L1H1" in run("show", str(out))
+    settings = json.loads((out / "spec.json").read_text())["discovery"]["settings"]
+    assert settings["units"] == "heads@1"
+    assert settings["decoder"] == "exact"
+
+
+def test_the_same_command_again_evaluates_nothing(tmp_path: Path) -> None:
+    command = ["discover", *SMALL, "--out", str(tmp_path)]
+    run(*command)
+    first = (tmp_path / "interactions.json").read_bytes()
+    assert "0 evaluations run, 34 replayed" in run(*command)
+    assert (tmp_path / "interactions.json").read_bytes() == first
+
+
+def test_another_spec_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    run("discover", *SMALL, "--out", str(tmp_path))
+    text = fail("discover", *SMALL, "--out", str(tmp_path), "--ablation", "mean")
+    assert "StoreMismatchError" in text
+    assert "ablation" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "inductoin"], "Did you mean 'induction'"),
+        (["--units", "haeds"], "names no units"),
+        (["--units", "neurons"], "no MLPs"),
+        (["--units", "heads@7"], "layers 0..1"),
+        (["--model", "./nowhere.gguf"], "there is no file"),
+        (["--decoder", "lassso"], "'lasso'"),
+        (["--decoder", "exact", "--budget", "100"], "4096"),
+        (["--metric", "accuracy"], "no metric 'accuracy'"),
+        (["--ablation", "noise"], "'zero', 'mean' or 'resample'"),
+        (["--prompts-per-mask", "some"], "neither all, auto nor"),
+        (["--keep-rate", "1.5"], "keep_rate"),
+        (["--dtype", "float12"], "float12"),
+    ],
+)
+def test_bad_options_give_one_clear_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    assert words in fail("discover", *arguments, "--out", str(tmp_path))
+
+
+def test_show_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
+    assert "holds no finished run" in fail("show", str(tmp_path))
+
+
+def test_units_lists_hooks() -> None:
+    text = run("units", "--units", "heads@1+attention@0")
+    assert "blocks.1.attn.hook_z" in text
+    assert "blocks.0.hook_attn_out" in text
+    assert "5 units" in text
+
+
+def test_folder_is_named_after_the_settings() -> None:
+    assert default_folder(Settings()) == default_folder(Settings())
+    assert default_folder(Settings()) != default_folder(Settings(seed=1))
+    assert default_folder(Settings(model="/a/b/c.gguf")).name.startswith("c-induction-")
+
+
+def test_help_names_every_command_and_option() -> None:
+    assert {"discover", "show", "units"} <= set(run("--help").split())
+    text = run("discover", "--help")
+    for option in ("--model", "--task", "--units", "--decoder", "--budget", "--keep-rate", "--out"):
+        assert option in text
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, stop: signal.Signals) -> None:
+    command = [
+        *(sys.executable, "-m", "circuitspex.cli", "discover", "--out", str(tmp_path)),
+        *("--decoder", "exact", "--batch-size", "8"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shards = tmp_path / "evaluations"
+    deadline = time.monotonic() + 120
+    while len(list(shards.glob("*.parquet"))) < 20 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=120)
+    if stop is signal.SIGINT:
+        assert process.returncode == 130
+        assert "run the same command again to go on" in " ".join(errors.split())
+    else:
+        assert process.returncode == -signal.SIGKILL
+    text = run("discover", "--out", str(tmp_path), "--decoder", "exact")
+    evaluated = int(text.split(" evaluations run")[0].split()[-1].replace(",", ""))
+    # At least the 20 finished batches of 8 rows were kept.
+    assert 0 < evaluated <= 4096 - 20 * 8 + 16

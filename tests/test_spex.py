@@ -1,0 +1,127 @@
+"""The block people work in, on the toy model, from masks to a verified circuit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import circuitspex as cs
+from circuitspex.errors import AblationError, BudgetError, HookError, TaskWarning
+from circuitspex.interactions import Interactions
+from circuitspex.tracking import NullTracker
+
+
+class Recorder(NullTracker):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.finished: dict[str, Any] = {}
+
+    def start(self, spec: cs.Spec) -> None:
+        self.events.append("start")
+
+    def log(self, scalars: Mapping[str, float]) -> None:
+        self.events.append("log")
+
+    def finish(self, **found: Any) -> None:
+        self.events.append("finish")
+        self.finished = found
+
+
+@pytest.fixture(scope="module")
+def task(toy: Any) -> cs.Task:
+    return cs.tasks.induction(toy, n_prompts=4, seed=0)
+
+
+def test_the_whole_path(toy: Any, task: cs.Task) -> None:
+    recorder = Recorder()
+    with cs.CircuitSpex(toy, task, units=cs.heads(toy), tracker=recorder) as spex:
+        assert spex.n_units == 8
+        found = spex.discover(decoder="exact", budget=1024, keep_rate=0.5, seed=0)
+        circuit = spex.circuit(found, n_units=4)
+        report = spex.verify(circuit)
+        masks = cs.masks.enumerate_masks(8)
+        torch.testing.assert_close(found.predict(masks), spex(masks), rtol=0, atol=1e-9)
+        # The best four heads by brute force over all sets of four.
+        values = spex(masks).masked_fill(masks.sum(1) != 4, -torch.inf)
+        assert circuit.indices == tuple(masks[values.argmax()].nonzero().squeeze(1).tolist())
+    assert found.units == cs.heads(toy).labels
+    assert report.held_out
+    assert 0.3 < report.faithfulness < 1.2
+    assert report.std_error is not None
+    assert report.std_error > 0
+    assert recorder.events == ["start", "log", "finish"]
+    assert recorder.finished["circuit"] is circuit
+    assert recorder.finished["evaluations"].num_rows == 1024
+
+
+def test_a_block_that_fails_is_not_tracked_as_finished(toy: Any, task: cs.Task) -> None:
+    recorder = Recorder()
+    with pytest.raises(RuntimeError, match="user code"):
+        with cs.CircuitSpex(toy, task, units=cs.heads(toy), tracker=recorder) as spex:
+            spex.discover(decoder="exact", budget=1024)
+            raise RuntimeError("user code")
+    assert "finish" not in recorder.events
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+def test_every_ablation_decodes(toy: Any, task: cs.Task, ablation: str) -> None:
+    units = cs.heads(toy, layers=[1])
+    with cs.CircuitSpex(toy, task, units, ablation=ablation) as spex:
+        found = spex.discover(decoder="exact", budget=64)
+        masks = cs.masks.enumerate_masks(4)
+        torch.testing.assert_close(found.predict(masks), spex(masks), rtol=0, atol=1e-9)
+        assert spex(masks).std() > 0
+
+
+def test_resample_needs_counterfactuals(toy: Any) -> None:
+    plain = cs.Task.from_prompts(toy, [[0, 3, 4, 3]], [4], [5])
+    with pytest.raises(AblationError, match="needs counterfactual prompts"):
+        with cs.CircuitSpex(toy, plain, cs.heads(toy), ablation="resample"):
+            pass
+
+
+def test_store_replays(toy: Any, task: cs.Task, tmp_path: Path) -> None:
+    runs: list[Interactions] = []
+    counts = []
+    for _ in range(2):
+        with cs.CircuitSpex(toy, task, cs.heads(toy), store=tmp_path) as spex:
+            runs.append(spex.discover("lasso", budget=800, keep_rate=0.7, seed=3))
+            counts.append(spex.evaluation.n_evaluated)
+    assert counts[0] > 0
+    assert counts[1] == 0
+    assert runs[0].support == runs[1].support
+    torch.testing.assert_close(runs[0].coefficients, runs[1].coefficients, rtol=0, atol=0)
+
+
+def test_a_task_the_model_fails_is_reported(toy: Any) -> None:
+    flipped = cs.Task.from_prompts(toy, [[0, 3, 4, 5, 3, 4, 5, 3]], [9], [4])
+    with pytest.warns(TaskWarning, match="1 of 1 prompts at or below 0"):
+        with cs.CircuitSpex(toy, flipped, cs.heads(toy)):
+            pass
+
+
+def test_verifying_without_held_out_prompts_says_so(toy: Any) -> None:
+    plain = cs.Task.from_prompts(toy, [[0, 3, 4, 5, 3, 4, 5, 3]], [4], [9])
+    with cs.CircuitSpex(toy, plain, cs.heads(toy)) as spex:
+        circuit = spex.circuit(spex.discover("exact", budget=256), n_units=3)
+        with pytest.warns(TaskWarning, match="no held-out prompts"):
+            report = spex.verify(circuit)
+    assert not report.held_out
+
+
+def test_outside_the_block_there_is_a_clear_error(toy: Any, task: cs.Task) -> None:
+    spex = cs.CircuitSpex(toy, task, cs.heads(toy))
+    with pytest.raises(HookError, match="inside the block"):
+        spex(cs.masks.all_kept(8))
+
+
+def test_budget_too_small_is_refused_before_work(toy: Any, task: cs.Task) -> None:
+    with cs.CircuitSpex(toy, task, cs.heads(toy)) as spex:
+        before = spex.evaluation.n_evaluated
+        with pytest.raises(BudgetError, match=r"1,?024"):
+            spex.discover("exact", budget=1023)
+        assert spex.evaluation.n_evaluated == before
