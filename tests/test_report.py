@@ -64,8 +64,16 @@ def make_interactions(
 
 
 def make_spec(**evaluation) -> Spec:
-    given = {"model": "toy", "task": {"name": "ioi"}, "metric": "logit_difference"}
-    return Spec(given | {"ablation": "zero", "processing": "folded"} | evaluation)
+    given = {
+        "model": {"name": "toy", "processing": "folded"},
+        "task": {"name": "ioi", "first_prompt": "Emma <gave> it to"},
+        "metric": "logit_difference",
+    }
+    return Spec(
+        given
+        | {"ablation": {"name": "zero"}, "units": {"first": "L0H0", "last": "L2H1"}}
+        | evaluation
+    )
 
 
 def make_circuit(units=HEADS, indices=(0, 3, 4)) -> Circuit:
@@ -245,7 +253,7 @@ def test_junctions_keep_clear_of_units_and_each_other():
         for x, y in zip(trace.x, trace.y, strict=True)
     ]
     distances = [np.hypot(a[0] - b[0], a[1] - b[1]) for a in points for b in points if a != b]
-    assert len(points) == 6 + 20
+    assert len(points) == 6 + 12  # twice as many sets as units are drawn
     assert min(distances) > 18
 
 
@@ -260,6 +268,15 @@ def test_circuit_members_are_filled_and_others_hollow():
 def test_only_the_largest_are_drawn():
     figure = circuit_figure(make_interactions(), n_shown=1)
     assert len(traces_of(figure, "lines")) == 1
+
+
+def test_what_may_be_zero_is_not_drawn():
+    figure = circuit_figure(make_interactions(std_error=0.5))
+    drawn = [line.hovertemplate.split("</b>")[0][3:] for line in traces_of(figure, "lines")]
+    assert sorted(drawn) == ["L0H0 + L1H1", "L0H1 + L2H1"]
+    assert "2 largest interactions whose interval excludes zero" in render_page(
+        make_spec(), make_interactions(std_error=0.5)
+    )
 
 
 def test_the_map_holds_single_effects_and_marks_the_circuit():
@@ -385,7 +402,7 @@ EVIL = '</script><script>alert("1")</script><b>&amp;'
 def test_labels_and_settings_are_escaped():
     labels = (EVIL, "b", "c", "d", "e", "f")
     interactions = make_interactions(labels, decoder=EVIL)
-    spec = make_spec(model=EVIL, task={"name": "t", "prompts": [EVIL]})
+    spec = make_spec(model=EVIL, task={"name": "t", "first_prompt": EVIL})
     verification = make_report(notes=EVIL, units=(EVIL,))
     page = render_page(spec, interactions, make_circuit(labels), verification)
     assert EVIL not in page
@@ -410,7 +427,9 @@ def test_the_page_shows_the_facts_the_rows_and_the_verification():
     assert "Faithfulness is 0.700 ± 0.050 (standard error)" in text
     assert "measured on 32 prompts not used for finding it" in text
     assert "The interactions predicted 0.740" in text
-    assert "this weight-processing mode (folded)" in text
+    assert "this way of processing the weights (folded)" in text
+    assert "Such as “Emma <gave> it to”" in text
+    assert "6, L0H0 to L2H1" in text
     for name in ("circuit", "effects", "energy", "prediction"):
         assert f'Plotly.newPlot(                        "figure-{name}"' in text
     assert '"processing": "folded"' in text
@@ -427,7 +446,7 @@ def test_the_largest_interactions_only_are_tabulated_and_the_rest_counted():
 def test_what_was_not_done_is_said():
     page = render_page(make_spec(), make_interactions(held_out_r2=None))
     assert "No circuit was verified in the model." in page
-    assert "R² was not measured" in page
+    assert "How well they predict other masks was not measured." in page
     assert "none chosen" in page
     verification = make_report(held_out=False, std_error=None, n_prompts=None)
     page = render_page(make_spec(), make_interactions(), make_circuit(), verification)
@@ -447,6 +466,14 @@ def test_what_was_not_done_is_said():
 def test_any_units_and_terms_make_a_page(units, terms):
     page = render_page(make_spec(), make_interactions(units, terms))
     assert Loads(page).loads == []
+
+
+def test_an_exact_result_claims_no_more_and_no_less():
+    terms = {(): 1.0, (0,): 2.0, (1,): 3.0, (0, 1): 4.0}
+    page = render_page(make_spec(), make_interactions(("L0H0", "L0H1"), terms))
+    assert "Every mask was evaluated (1,234 evaluations)" in page
+    assert "were not decoded" not in page
+    assert "were not decoded" in render_page(make_spec(), make_interactions())
 
 
 def test_a_faithfulness_beyond_its_scale_stays_on_the_page():

@@ -37,20 +37,20 @@ class _Link:
 def circuit_figure(
     interactions: Interactions, circuit: Collection[int] = (), n_shown: int = 25
 ) -> "go.Figure":
-    """Draw the largest interactions between the units of a model.
+    """Draw the largest interactions, those whose interval includes zero left out.
 
     Args:
         interactions: The result, in any basis.
         circuit: Indices of the circuit's units, drawn filled.
-        n_shown: How many interactions of order two and more to draw.
+        n_shown: How many interactions of order two and more to draw at most.
 
     Returns:
         A plotly figure. Its ``layout.meta`` holds the width in pixels it needs to stay legible.
     """
-    rows = interaction_rows(interactions, n_shown, min_order=2)
+    rows = drawn_rows(interactions, n_shown)
     involved = {unit for row in rows for unit in row.indices}
     layout = arrange(interactions.units, involved | set(circuit))
-    pitch = (33.0, 40.0) if layout.short_labels else (74.0, 46.0)
+    pitch = _pitch(layout)
     points = {unit: (x * pitch[0], y * pitch[1]) for unit, (x, y) in layout.places.items()}
     links = _links(rows, points, below=layout.is_row)
 
@@ -60,6 +60,29 @@ def circuit_figure(
     _add_units(figure, interactions, points, sorted(involved | set(circuit)), circuit)
     _set_axes(figure, layout, pitch, points, links)
     return figure
+
+
+def drawn_rows(interactions: Interactions, n_shown: int) -> list[InteractionRow]:
+    """Choose what to draw: the largest that errors leave standing, fewer among few units.
+
+    Args:
+        interactions: The result, in any basis.
+        n_shown: How many at most.
+
+    Returns:
+        The largest first.
+    """
+    rows = interaction_rows(interactions, min_order=2)
+    clear = [row for row in rows if row.low is None or row.low > 0 or (row.high or 0.0) < 0]
+    return clear[: min(n_shown, 2 * interactions.n_units)]
+
+
+def _pitch(layout: Layout) -> Point:
+    """Return the distance of columns and of rows in pixels, wider where there are few."""
+    if not layout.short_labels:
+        return 74.0, 46.0
+    n_columns, n_rows = max(len(layout.columns), 1), max(len(layout.rows), 1)
+    return min(max(990 / n_columns, 33.0), 150.0), min(max(360 / n_rows, 40.0), 80.0)
 
 
 def _links(rows: Sequence[InteractionRow], points: dict[int, Point], below: bool) -> list[_Link]:
@@ -92,7 +115,9 @@ def _free_place(ends: Sequence[Point], taken: Sequence[Point], below: bool) -> P
     """Return a place near the ends' middle that no node covers."""
     x = sum(point[0] for point in ends) / len(ends)
     y = sum(point[1] for point in ends) / len(ends)
-    if below:
+    if min(ends)[0] == max(ends)[0]:  # on one line, spokes would run through other units
+        x += 52
+    elif below:
         y -= 40 + 0.12 * (max(ends)[0] - min(ends)[0])
     for step in range(200):
         angle, radius = 2.4 * step, 5 * math.sqrt(step)

@@ -14,9 +14,8 @@ from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
 from circuitspex.interactions import Interactions
 from circuitspex.report import sections
-from circuitspex.report.circuit_figure import circuit_figure
+from circuitspex.report.circuit_figure import circuit_figure, drawn_rows
 from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
-from circuitspex.report.tables import interaction_rows
 from circuitspex.spec import Spec, write_atomically
 
 if TYPE_CHECKING:
@@ -100,12 +99,13 @@ def _circuit_section(
     interactions: Interactions, circuit: Circuit | None, members: frozenset[int]
 ) -> str:
     figure = circuit_figure(interactions, members, _N_LINKS)
-    n_drawn = len(interaction_rows(interactions, _N_LINKS, min_order=2))
+    n_drawn = len(drawn_rows(interactions, _N_LINKS))
+    clear = "" if interactions.std_errors is None else " whose interval excludes zero"
     chosen = f"The {len(members)} filled units are the circuit. " if circuit else ""
     note = (
-        f"{chosen}Drawn are the {n_drawn} largest interactions; width shows size, a diamond joins "
-        "the members of a larger set and bears its order. Hover for numbers; click a legend entry "
-        "to hide it."
+        f"{chosen}Drawn are the {n_drawn} largest interactions{clear}; width shows size, a diamond "
+        "joins the members of a larger set and bears its order. Hover for numbers; click a legend "
+        "entry to hide it."
     )
     heading = "The circuit" if circuit else "The largest interactions"
     return _section(heading, note, [_figure("circuit", figure)])

@@ -12,6 +12,7 @@ from circuitspex.spec import Spec
 
 _N_ROWS = 40
 _N_SINGLE_ROWS = 30
+_N_CHARACTERS = 160  # of a prompt
 _NORMAL_95 = 1.959963984540054
 
 
@@ -38,7 +39,7 @@ def header(spec: Spec, interactions: Interactions, circuit: Circuit | None) -> s
         "Task": _name(settings.get("task")),
         "Value": _name(settings.get("metric")).replace("_", " "),
         "Ablation": _name(settings.get("ablation")),
-        "Units": f"{interactions.n_units:,}",
+        "Units": _units(spec, interactions),
         "Circuit": f"{len(circuit.indices):,} units" if circuit else "none chosen",
         "Keep rate": f"{interactions.keep_rate:g}",
         "Evaluations": f"{interactions.n_evaluations:,}",
@@ -50,8 +51,17 @@ def header(spec: Spec, interactions: Interactions, circuit: Circuit | None) -> s
     )
     return (
         f'<header><p class="kicker">Interaction circuit</p><h1>{html.escape(title(spec))}</h1>'
-        f'<dl class="facts">{cells}</dl></header>'
+        f'{_example(spec)}<dl class="facts">{cells}</dl></header>'
     )
+
+
+def _example(spec: Spec) -> str:
+    task = spec.evaluation.get("task")
+    prompt = task.get("first_prompt") if isinstance(task, Mapping) else None
+    if not isinstance(prompt, str):
+        return ""
+    shown = prompt if len(prompt) <= _N_CHARACTERS else f"{prompt[:_N_CHARACTERS]}…"
+    return f'<p class="prompt">Such as “{html.escape(shown)}”</p>'
 
 
 def meaning() -> str:
@@ -180,28 +190,51 @@ def limits(spec: Spec, interactions: Interactions, report: CircuitReport | None)
     Returns:
         HTML.
     """
+    model = spec.evaluation.get("model")
+    processing = model.get("processing") if isinstance(model, Mapping) else None
     max_order = max(map(len, interactions.support), default=0)
-    r2 = interactions.held_out_r2
-    fit = "was not measured" if r2 is None else f"is {number(r2)}: the rest is not explained"
     items = [
-        f"Coefficients are estimates from {interactions.n_evaluations:,} evaluations. The held-out "
-        f"R² {fit}. It is of masks that keep each unit at rate {interactions.keep_rate:g}, and "
-        "says little about sets of units much larger or smaller than such masks ablate.",
-        f"Sets of more than {max_order} units were not decoded, and a set that is not listed was "
-        "not shown to have no interaction.",
+        _how_sure(interactions),
         f"Only the {interactions.n_units:,} units above could be ablated; everything else in the "
         f"model stayed as it is. Replacement: {_name(spec.evaluation.get('ablation'))}. Another "
         "replacement can give other interactions.",
-        "All of this is about the prompts of the task, and about this weight-processing mode "
-        f"({_name(spec.evaluation.get('processing'))}).",
+        "All of this is about the prompts of the task, and about this way of processing the "
+        f"weights ({_name(processing)}).",
         "A circuit found this way is one that works; it need not be the only one.",
     ]
+    if max_order < interactions.n_units:
+        items.append(
+            f"Sets of more than {max_order} units were not decoded, and a set that is not listed "
+            "was not shown to have no interaction."
+        )
     if report is None:
         items.append("No circuit was verified in the model.")
     elif not report.held_out:
         items.append("The circuit was verified on the prompts it was found on, not on new ones.")
     listed = "".join(f"<li>{html.escape(item)}</li>" for item in items)
     return f'<section><h2>How far this goes</h2><ul class="limits">{listed}</ul></section>'
+
+
+def _units(spec: Spec, interactions: Interactions) -> str:
+    units = spec.evaluation.get("units")
+    if isinstance(units, Mapping) and {"first", "last"} <= units.keys():
+        return f"{interactions.n_units:,}, {units['first']} to {units['last']}"
+    return f"{interactions.n_units:,}"
+
+
+def _how_sure(interactions: Interactions) -> str:
+    evaluations = f"{interactions.n_evaluations:,} evaluations"
+    if len(interactions.support) == 2**interactions.n_units:
+        return f"Every mask was evaluated ({evaluations}), so nothing had to be guessed about them."
+    r2 = interactions.held_out_r2
+    fit = (
+        "How well they predict other masks was not measured."
+        if r2 is None
+        else f"They explain {number(r2)} of the variance (held-out R²) among masks that keep each "
+        f"unit at rate {interactions.keep_rate:g}; that says little about sets of units much "
+        "larger or smaller than such masks ablate."
+    )
+    return f"Coefficients are estimates from {evaluations}. {fit}"
 
 
 def _name(value: Any) -> str:
