@@ -40,7 +40,7 @@ def child(code: str) -> str:
 
 def main() -> None:
     """Measure, then print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="toy-induction")
     parser.add_argument("--masks", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=5)

@@ -20,7 +20,7 @@ from circuitspex.report import interaction_rows
 
 def main() -> None:
     """Spend the budget each way, then print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="toy-induction")
     parser.add_argument("--budget", type=int, default=4000)
     parser.add_argument("--keep-rate", type=float, default=0.95)

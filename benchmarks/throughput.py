@@ -72,7 +72,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Check that all ways agree, then time them in turn."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a .gguf file, a folder or a name")
     parser.add_argument("--masks", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)

@@ -28,7 +28,7 @@ from rich.text import Text
 from circuitspex.errors import CircuitSpexError
 
 if TYPE_CHECKING:
-    from circuitspex.discover import Result, Settings
+    from circuitspex.discover import Plan, Result, Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -261,7 +261,7 @@ class _MasksPerSecond(ProgressColumn):
 @contextmanager
 def _progress_bar(
     settings: "Settings",
-) -> Iterator[tuple[Callable[["Settings"], None], Callable[[int, int], None]]]:
+) -> Iterator[tuple[Callable[["Plan"], None], Callable[[int, int], None]]]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -277,16 +277,16 @@ def _progress_bar(
             f"loading {settings.model}", start=False, total=None, prompts=1, evaluated=0
         )
 
-        def announce(resolved: "Settings") -> None:
-            drawn = resolved.prompts_per_mask
+        def announce(plan: "Plan") -> None:
+            drawn = plan.prompts_per_mask
             _err.print(
-                f"{resolved.decoder} on {resolved.units} of {resolved.model}, {resolved.task}: "
-                f"up to {resolved.budget:,} evaluations, keep rate {resolved.keep_rate}, "
-                f"{drawn} of {resolved.n_prompts} prompts per mask"
+                f"{plan.decoder} on {plan.n_units:,} units ({settings.units}) of {settings.model}, "
+                f"{settings.task}: up to {settings.budget:,} evaluations, keep rate "
+                f"{plan.keep_rate:g}, {drawn} of {plan.n_prompts} prompts per mask"
             )
-            prompts = resolved.n_prompts if drawn == "all" else int(drawn)
+            prompts = plan.n_prompts if drawn == "all" else drawn
             # The intact model is run once on every prompt before the budget is touched.
-            total = resolved.budget + resolved.n_prompts
+            total = settings.budget + plan.n_prompts
             bar.update(task, description="evaluating", prompts=prompts, total=total)
             bar.start_task(task)
 

@@ -60,30 +60,47 @@ class Settings:
     dtype: str = "float32"
     """Type of the weights."""
 
-    def resolve(self, n_units: int, n_prompts: int) -> "Settings":
-        """Fill in what was left open, now that the numbers of units and prompts are known.
+    def resolve(self, n_units: int, n_prompts: int) -> "Plan":
+        """Decide what was left open, now that the numbers of units and prompts are known.
 
         Args:
             n_units: How many units there are.
             n_prompts: How many prompts the task has.
 
         Returns:
-            Settings without ``auto`` or None.
+            The decisions.
         """
         affordable = n_units <= MAX_EXACT_UNITS and 2**n_units * n_prompts <= self.budget
         automatic = "exact" if affordable else "proxyspex"
         decoder = automatic if self.decoder == "auto" else self.decoder
         exact = decoder == "exact"
-        prompts = self.prompts_per_mask
-        return type(self)(
-            **{
-                **asdict(self),
-                "decoder": decoder,
-                "keep_rate": self.keep_rate or (0.5 if exact else 0.95),
-                "prompts_per_mask": ("all" if exact else 1) if prompts == "auto" else prompts,
-                "circuit_size": self.circuit_size or max(1, min(20, n_units // 2)),
-            }
+        drawn = self.prompts_per_mask
+        return Plan(
+            decoder=decoder,
+            keep_rate=(0.5 if exact else 0.95) if self.keep_rate is None else self.keep_rate,
+            prompts_per_mask=("all" if exact else 1) if drawn == "auto" else drawn,
+            circuit_size=self.circuit_size or max(1, min(20, n_units // 2)),
+            n_units=n_units,
+            n_prompts=n_prompts,
         )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided where the settings left it open."""
+
+    decoder: str
+    """Name of the decoder."""
+    keep_rate: float
+    """Share of units that a mask keeps."""
+    prompts_per_mask: int | Literal["all"]
+    """Prompts that each mask is evaluated on."""
+    circuit_size: int
+    """Units in the circuit."""
+    n_units: int
+    """How many units there are."""
+    n_prompts: int
+    """How many prompts the task has."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ def discover(
     model: Any = None,
     tracker: Tracker | None = None,
     progress: Progress | None = None,
-    announce: Callable[[Settings], None] | None = None,
+    announce: Callable[[Plan], None] | None = None,
     device: str | None = None,
     batch_size: int | None = None,
 ) -> Result:
@@ -157,7 +174,7 @@ def discover(
         model: The model, if it is loaded already; ``settings.model`` names it all the same.
         tracker: Where the run is logged.
         progress: Called after every batch with rows evaluated and rows replayed.
-        announce: Called once, before the first evaluation, with the settings as resolved.
+        announce: Called once, before the first evaluation, with what was decided.
         device: Where to run.
         batch_size: Rows per forward pass; chosen from free memory when None.
 
@@ -169,9 +186,9 @@ def discover(
         model = models.load(settings.model, device=device, dtype=_read_dtype(settings.dtype))
     task = tasks.make(settings.task, model, settings.n_prompts, settings.seed)
     units = parse_units(settings.units, model)
-    settings = settings.resolve(len(units), len(task))
+    plan = settings.resolve(len(units), len(task))
     if announce is not None:
-        announce(settings)
+        announce(plan)
 
     with CircuitSpex(
         model,
@@ -183,19 +200,19 @@ def discover(
         tracker=tracker,
         batch_size=batch_size,
         progress=progress,
-        settings=asdict(settings),
+        settings={**asdict(settings), **asdict(plan)},
     ) as spex:
         interactions = spex.discover(
-            settings.decoder,
+            plan.decoder,
             budget=settings.budget,
-            keep_rate=settings.keep_rate,
+            keep_rate=plan.keep_rate,
             max_order=settings.max_order,
             seed=settings.seed,
-            prompts_per_mask=settings.prompts_per_mask,
+            prompts_per_mask=plan.prompts_per_mask,
         )
         spex.spec.save(folder / "spec.json")
         interactions.save(folder / "interactions.json")
-        circuit = spex.circuit(interactions, settings.circuit_size)
+        circuit = spex.circuit(interactions, plan.circuit_size)
         circuit.save(folder / "circuit.json")
         verification = spex.verify(circuit)
         verification.save(folder / "verification.json")

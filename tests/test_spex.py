@@ -31,7 +31,7 @@ class Recorder(NullTracker):
         self.finished = found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def task(toy: Any) -> cs.Task:
     return cs.tasks.induction(toy, n_prompts=4, seed=0)
 

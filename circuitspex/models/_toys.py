@@ -33,11 +33,12 @@ class Toy:
     periods: tuple[int, int]
     """Smallest and largest period of the patterns it saw."""
     seed: int
-    """Seed of weights and data."""
+    """Seed of weights and data. Of seeds 0 to 4, 4 gave ``toy-induction`` one clear previous-token
+    head that all four induction heads read; the others share that work among two or three."""
 
 
 TOYS = {
-    toy.name: toy for toy in (Toy("toy-induction", (6, 14), 0), Toy("toy-redundant", (16, 16), 0))
+    toy.name: toy for toy in (Toy("toy-induction", (6, 14), 4), Toy("toy-redundant", (16, 16), 0))
 }
 
 
@@ -71,7 +72,9 @@ def build_toy(
         model_name=toy.name,
         dtype=dtype,
     )
-    bridge = TransformerBridge.boot_native(config, model_name=toy.name, device=device, dtype=dtype)
+    # transformer-lens attaches its boot_… methods when it is imported, where pyright cannot see.
+    boot = TransformerBridge.boot_native  # pyright: ignore[reportAttributeAccessIssue]
+    bridge = boot(config, model_name=toy.name, device=device, dtype=dtype)
     return bridge.eval()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from circuitspex.errors import MissingExtraError, ModelError
 from circuitspex.models._toys import TOYS, load_toy
@@ -43,11 +44,17 @@ def load(
     # Not at the top of the file: importing transformer-lens takes seconds.
     from transformer_lens.model_bridge import TransformerBridge
 
-    if path.is_dir():
-        return TransformerBridge.boot_transformers(str(path), device=device, dtype=dtype).eval()
+    is_folder = path.is_dir()
     try:
-        return TransformerBridge.boot_transformers(name, device=device, dtype=dtype).eval()
-    except (OSError, ValueError) as error:
+        return TransformerBridge.boot_transformers(
+            str(path) if is_folder else name, device=device, dtype=dtype
+        ).eval()
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if is_folder:
+            raise ModelError(
+                f"the folder {path} holds no whole model with its tokenizer, as save_pretrained "
+                f"writes them: {error}"
+            ) from error
         raise ModelError(
             f"{name!r} is neither a toy ({', '.join(TOYS)}), a folder, a .gguf file, nor a model "
             f"that the hub gave: {error}"
@@ -65,7 +72,7 @@ def from_hugging_face(
     """Wrap a Hugging Face model that is already in memory, without asking any hub.
 
     Args:
-        model: A causal language model.
+        model: A causal language model; it is wrapped and cast itself, not a copy of it.
         tokenizer: Its tokenizer; None if prompts will be given as token ids.
         name: Recorded as the model's name in every result.
         device: Where to put it.
@@ -77,10 +84,16 @@ def from_hugging_face(
     from transformer_lens.model_bridge import TransformerBridge
 
     with tempfile.TemporaryDirectory(prefix="circuitspex-") as folder:
+        model.to(dtype=dtype)  # boot_transformers would record the type without casting
         model.config.save_pretrained(folder)
+        # TransformerLens makes a tokenizer anew from where it came from, which would ask a hub, or
+        # fail for one that was never on disk. So it finds one beside the config in every case.
+        (_blank_tokenizer() if tokenizer is None else tokenizer).save_pretrained(folder)
         bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
+            folder, hf_model=model, device=device, dtype=dtype
         )
+    if tokenizer is None:
+        bridge.tokenizer = None
     bridge.cfg.model_name = name
     return bridge.eval()
 
@@ -133,6 +146,14 @@ def check_gguf(path: Path) -> None:
             f"{path} is cut short: it has {path.stat().st_size:,} bytes and needs {needed:,}. "
             "Download it again."
         )
+
+
+def _blank_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"<none>": 0}, unk_token="<none>"))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<none>", eos_token="<none>")
 
 
 @contextmanager
