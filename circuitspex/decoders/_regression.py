@@ -141,7 +141,7 @@ def strongest_units(
     values: Float[np.ndarray, " rows"],
     keep_rate: float,
     n_units: int,
-) -> Int[np.ndarray, " units"]:
+) -> Int[np.ndarray, " chosen"]:
     """Return the units whose characters covary most with the values, in ascending order.
 
     Args:

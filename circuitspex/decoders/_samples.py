@@ -6,14 +6,14 @@ the regression decoders fit.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex._types import SampledSetFunction, SetFunction
+from circuitspex._types import SampledSetFunction
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 
@@ -29,7 +29,7 @@ REPEATS = 4
 class Meter:
     """Calls a set function and counts evaluations: masks times prompts, never past the budget."""
 
-    def __init__(self, set_function: SetFunction, budget: int) -> None:
+    def __init__(self, set_function: Any, budget: Any) -> None:
         """Check the set function and the budget.
 
         Args:

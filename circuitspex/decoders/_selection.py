@@ -23,7 +23,7 @@ PENALTIES = np.geomspace(1.0, 0.003, 30)
 RIDGES = (0.0, 0.02, 0.1)
 """Ridge penalties of the refit, per row; the characters have variance 1."""
 
-_MAX_SHARE = 0.6  # of the rows that a support may hold
+_MAX_SHARE = 0.5  # of the rows that a support may hold
 _MAX_ITERATIONS = 300
 
 
@@ -75,11 +75,11 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
         One fit per pair of a LASSO and a ridge penalty.
     """
     columns = characters(samples.masks, candidates.terms, keep_rate)
-    incidence, values = samples.incidence, samples.values
-    n_free, n_rows = 1 + incidence.shape[1], len(values)
-    design, gram = normal_equations(columns, incidence, np.zeros(columns.shape[1]))
+    values, n_rows = samples.values, len(samples.values)
+    n_free = 1 + samples.incidence.shape[1]
+    design, gram = normal_equations(columns, samples.incidence, np.zeros(columns.shape[1]))
     right = design.T @ values
-    supports = _lasso_supports(columns, incidence, values, candidates.weights)
+    supports = _lasso_supports(gram, right, n_free, values, candidates.weights)
     solutions = np.zeros((len(gram), len(supports), len(RIDGES)))
     for i, support in enumerate(supports):
         if i and np.array_equal(support, supports[i - 1]):
@@ -98,22 +98,22 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
 
 
 def _lasso_supports(
-    columns: Float[np.ndarray, "rows candidates"],
-    incidence: Float[np.ndarray, "rows prompts"],
+    gram: Float[np.ndarray, "all all"],
+    right: Float[np.ndarray, " all"],
+    n_free: int,
     values: Float[np.ndarray, " rows"],
     weights: Float[np.ndarray, " candidates"],
 ) -> list[Int[np.ndarray, " support"]]:
     """Return the support at every penalty, after projecting out intercept and prompts.
 
     Frisch & Waugh: regressing on what is left of columns and values after the free columns are
-    projected out gives the same coefficients as regressing on all of them.
+    projected out gives the same coefficients as regressing on all of them. Inner products of what
+    is left are a Schur complement of the Gram matrix.
     """
-    free = np.concatenate([np.ones((len(values), 1)), incidence], axis=1)
-    left, singular, _ = np.linalg.svd(free, full_matrices=False)
-    basis = left[:, singular > 1e-10 * singular[0]]
-    target = values - basis @ (basis.T @ values)
-    scaled = (columns - basis @ (basis.T @ columns)) * (weights / weights.max(initial=1e-300))
-    covariances = scaled.T @ target
+    scale = weights / weights.max(initial=1e-300)
+    projector = solve_gram(gram[:n_free, :n_free], gram[:n_free, n_free:])
+    left = (gram[n_free:, n_free:] - gram[n_free:, :n_free] @ projector) * scale * scale[:, None]
+    covariances = (right[n_free:] - projector.T @ right[:n_free]) * scale
     largest = np.abs(covariances).max(initial=0.0) / len(values)
     empty = np.zeros(0, dtype=np.int64)
     if largest <= 1e-14 * np.abs(values).max(initial=0.0):
@@ -121,10 +121,10 @@ def _lasso_supports(
     with warnings.catch_warnings():  # a support need not be polished to be refitted
         warnings.simplefilter("ignore", ConvergenceWarning)
         _, paths, _ = lasso_path(
-            np.asfortranarray(scaled),
-            target,
+            np.empty((len(values), len(scale)), order="F"),  # its inner products are all it needs
+            values - values.mean(),
             alphas=largest * PENALTIES,
-            precompute=np.ascontiguousarray(scaled.T @ scaled),  # pyright: ignore[reportArgumentType]
+            precompute=np.ascontiguousarray(left),  # pyright: ignore[reportArgumentType]
             Xy=covariances,
             max_iter=_MAX_ITERATIONS,
             check_input=False,

@@ -124,7 +124,10 @@ def screen_pairs(
     covariances = np.abs((z * residuals[:, None].astype(np.float32)).T @ z / np.float32(len(z)))
     first, second = np.triu_indices(len(units), k=1)
     strengths = covariances[first, second]
-    order = np.argsort(-strengths, kind="stable")[:n_pairs]
+    order = np.arange(len(strengths))
+    if len(strengths) > n_pairs:  # sorting millions of pairs would take longest of all
+        order = np.sort(np.argpartition(-strengths, n_pairs - 1)[:n_pairs])
+    order = order[np.argsort(-strengths[order], kind="stable")]
     if len(strengths) > n_pairs:
         noise = residuals.std() * np.sqrt(2 * np.log(len(strengths)) / len(z))
         order = order[strengths[order] > noise / 2]

@@ -49,7 +49,7 @@ class SparseRegression(Decoder):
     def fit(
         self,
         masks: Bool[Tensor, "masks units"],
-        values: Float[Tensor, " masks"],
+        values: Float[Tensor, " values"],
         rng: np.random.Generator,
     ) -> Interactions:
         """Fit masks and values that have been measured already, by any Bernoulli design.

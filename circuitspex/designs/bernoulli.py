@@ -31,6 +31,9 @@ def bernoulli_masks(
     more units a bounded number of rounds is tried, which fails only at keep rates so extreme that
     few masks have any probability. What no distinct mask was found for repeats earlier ones.
 
+    Where likely masks would often repeat (few units, or a keep rate near 0 or 1), distinct rows
+    are spread more evenly than independent ones: a repeated mask would tell nothing new.
+
     Args:
         n_masks: How many masks.
         n_units: How many units.
