@@ -116,7 +116,7 @@ class Ablated:
         try:
             self._exits.callback(_restore_training(self.model))
             self.model.eval()
-            self._exits.enter_context(self.model.hooks(fwd_hooks=self._hooks()))
+            self._add_hooks()
             self._inside = True
             if self._probe:
                 self._run_probes()
@@ -134,6 +134,15 @@ class Ablated:
     ) -> None:
         """Take the hooks away and leave the model as it was."""
         self._leave()
+
+    def _add_hooks(self) -> None:
+        hooks = self._hooks()
+        try:
+            self._exits.enter_context(self.model.hooks(fwd_hooks=hooks))
+        except (ValueError, NotImplementedError) as error:
+            raise HookError(
+                f"the model has these hooks, but one is switched off or cannot fire: {error}"
+            ) from error
 
     def _leave(self) -> None:
         self._inside = False
@@ -363,10 +372,14 @@ class Ablated:
             masks = canaries[rows]
             return self._forward(tokens.expand(len(masks), -1), masks, _ones)
 
+        coarse = 1e-3 if unhooked.dtype in (torch.float32, torch.float64) else 0.1
         for rows, logits in self._batcher(len(self.sites), tokens.shape[1], run):
-            dead = (logits == unhooked).all(dim=1).nonzero()
-            if len(dead):
-                site = self.sites[rows.start + int(dead[0])]
+            close = torch.isclose(logits, unhooked, rtol=coarse, atol=coarse).all(dim=1)
+            for row in (rows.start + close.nonzero().squeeze(1)).tolist():
+                # Rounding depends on the size of the batch: only alone is "the same" exact.
+                if not torch.equal(run(slice(row, row + 1)), unhooked):
+                    continue
+                site = self.sites[row]
                 raise HookError(
                     f"ablating at {site.hook} does not change the logits, so nothing could be "
                     "found there. If its output weights are zero on purpose, pass probe=False."
