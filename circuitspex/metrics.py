@@ -4,10 +4,11 @@ A metric is any function of ``(logits, targets)``, so users can pass their own.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import CodeType
-from typing import TypeAlias
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,21 +141,47 @@ def identify(metric: Metric) -> str:
         metric: A built-in metric or a user's function.
 
     Returns:
-        The built-in's name, or the function's name with a digest of its code.
+        The built-in's name, or the function's name with a digest of its code and of the values it
+        closes over. Functions it calls by a global name are known by that name only.
     """
     for name, function in METRICS.items():
         if function is metric:
             return name
-    code = getattr(metric, "__code__", None)
-    content = type(metric).__qualname__ if code is None else _content(code)
-    digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(_content(metric).encode(), digest_size=8).hexdigest()
     return f"{getattr(metric, '__qualname__', type(metric).__qualname__)}@{digest}"
 
 
-def _content(code: CodeType) -> str:
-    # The repr of a nested code object holds its address, which changes from run to run.
-    constants = [_content(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return repr((code.co_code, constants, code.co_names))
+def _content(value: Any, around: tuple[int, ...] = ()) -> str:
+    # Describes a function, or a value it depends on, by content: no address, no hash order.
+    if id(value) in around:
+        return "itself"
+    around = (*around, id(value))
+
+    def every(parts: Iterable[Any]) -> list[str]:
+        return [_content(part, around) for part in parts]
+
+    if isinstance(value, CodeType):
+        return repr((value.co_code, every(value.co_consts), value.co_names))
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return repr(every((value.__code__, cells, value.__defaults__, value.__kwdefaults__)))
+    if isinstance(value, MethodType):
+        return repr(every((value.__func__, value.__self__)))
+    if isinstance(value, partial):
+        return repr(every((value.func, value.args, value.keywords)))
+    if isinstance(value, Tensor):
+        return repr((value.dtype, value.tolist()))
+    if isinstance(value, dict):
+        return repr(every(value.items()))
+    if isinstance(value, set | frozenset):
+        return repr(sorted(every(value)))
+    if isinstance(value, list | tuple):
+        return repr(every(value))
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if type(value).__repr__ is object.__repr__:
+        return repr((type(value).__qualname__, every([getattr(value, "__dict__", {})])))
+    return repr(value)
 
 
 def _at(values: Tensor, tokens: Tensor) -> Tensor:
