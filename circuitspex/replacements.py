@@ -29,8 +29,8 @@ class Zero:
 class Mean:
     """Ablated activations become their mean over reference prompts of the same length."""
 
-    sequences: tuple[Int[Tensor, " positions"], ...]
-    """Reference prompts as token ids."""
+    sequences: tuple[Int[Tensor, " _"], ...]
+    """Reference prompts as token ids; lengths may differ."""
     name: ClassVar[Literal["mean"]] = "mean"
 
     def combine(self, activations: Float[Tensor, "prompts ..."]) -> Float[Tensor, "1 ..."]:
@@ -60,7 +60,7 @@ class Mean:
 class Resample:
     """Ablated activations become those of the prompt's counterfactual, position by position."""
 
-    sequences: tuple[Int[Tensor, " positions"], ...]
+    sequences: tuple[Int[Tensor, " _"], ...]
     """Counterfactual of prompt 0, 1, … as token ids; as long as the prompt itself."""
     name: ClassVar[Literal["resample"]] = "resample"
 

@@ -86,9 +86,9 @@ def _draw_task(
 def _vocabulary(model: Any, n_needed: int) -> tuple[int, np.ndarray]:
     tokenizer = getattr(model, "tokenizer", None)
     special = {0} if tokenizer is None else set(tokenizer.all_special_ids)
-    bos = 0 if tokenizer is None else tokenizer.bos_token_id
-    if bos is None:
-        bos = tokenizer.eos_token_id
+    bos = 0
+    if tokenizer is not None:
+        bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     ordinary = np.array([t for t in range(model.cfg.d_vocab) if t not in special])
     if len(ordinary) < n_needed:
         raise TaskError(f"a period of {n_needed} needs as many tokens; there are {len(ordinary)}.")

@@ -86,7 +86,8 @@ def _is_single_token(model: Any, text: str) -> bool:
             "IOI prompts are text and the model has no tokenizer; use cs.tasks.induction, or "
             "Task.from_prompts with token ids."
         )
-    return len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return len(ids) == 1 and ids[0] != model.tokenizer.unk_token_id
 
 
 def _draw_distinct(n: int, names: list[str], rng: np.random.Generator) -> list[_Example]:

@@ -27,7 +27,7 @@ class Task:
 
     name: str
     """Such as ``ioi``."""
-    tokens: tuple[Int[Tensor, " positions"], ...]
+    tokens: tuple[Int[Tensor, " _"], ...]
     """Token ids of every prompt."""
     answers: tuple[int, ...]
     """Token id of every prompt's correct answer."""
@@ -37,7 +37,7 @@ class Task:
     """Every prompt as people read it."""
     strata: tuple[str, ...]
     """Kind of every prompt, such as ``ABBA``; sampling and reports go by it."""
-    counterfactuals: tuple[Int[Tensor, " positions"], ...] | None = None
+    counterfactuals: tuple[Int[Tensor, " _"], ...] | None = None
     """One prompt of the same length for each prompt, in which the answer is not determined."""
     prepend_bos: bool = False
     """Whether a BOS token was put before the prompts."""
