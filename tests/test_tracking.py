@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,8 @@ def read_records(path: Path) -> Iterator[Any]:
             offset += 32768 - offset % 32768
             continue
         _, length, kind = struct.unpack_from("<IHB", data, offset)
+        if offset + 7 + length > len(data):  # still being written
+            return
         parts += data[offset + 7 : offset + 7 + length]
         offset += 7 + length
         if kind in (1, 4):  # whole, or last
@@ -230,7 +233,11 @@ class OfflineRun:
     def __init__(self, folder: Path) -> None:
         (self.folder,) = (folder / "wandb").glob("offline-run-*")
         (self.log,) = self.folder.glob("run-*.wandb")
-        self.records = list(read_records(self.log))
+        self.records = []
+        deadline = time.monotonic() + 30  # W&B's service writes on after finish() has returned
+        while not self.of_kind("exit") and time.monotonic() < deadline:
+            time.sleep(0.05)
+            self.records = list(read_records(self.log))
 
     def of_kind(self, kind: str) -> list[Any]:
         records = [r for r in self.records if r.WhichOneof("record_type") == kind]
