@@ -1,6 +1,7 @@
 """Circuits: the units to keep, chosen by an integer program over decoded interactions."""
 
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ _FIELDS = {
 
 # coefficients this much smaller than the largest are what exact cancellation leaves behind
 _CANCELLED = 1e-12
+_MAX_EXCHANGE_ENTRIES = 2**26
 
 
 @dataclass(frozen=True)
@@ -96,21 +98,23 @@ class Circuit:
 def best_circuit(interactions: Interactions, n_units: int, *, time_limit: float = 60.0) -> Circuit:
     r"""Choose the circuit of a given size with the highest predicted value.
 
-    In Möbius coordinates the prediction is a sum of products of zeros and ones (1 for kept at the
-    ablated origin, 1 for ablated at the intact one). Each product gets a variable y_T:
+    In Möbius coordinates the prediction is a sum of products of zeros and ones: z_i is 1 where i
+    is kept at the ablated origin, and where it is ablated at the intact one. The program is
 
-    .. math:: \max_{x, y} \sum_T m(T) y_T \quad \text{with} \quad \sum_i x_i = k, \quad
-        y_T \le z_i \; (i \in T, m(T) > 0), \quad y_T \ge 1 - \sum_{i \in T} (1 - z_i) \;
-        (m(T) < 0),
+    .. math:: \max_{z, y} \sum_T m(T) y_T \quad \text{with} \quad y_T \le y_{T \setminus i},
+        \quad y_T \ge y_{T \setminus i} + y_{T \setminus j} - y_{T \setminus \{i, j\}},
+        \quad y_{\{i\}} = z_i, \quad y_\emptyset = 1
 
-    z = x or 1 − x, and only x integral: wherever x is, the best y_T is the product itself.
-    Interactions in the Fourier basis are written in the origin with fewer terms.
+    over the products that occur, the right number of z_i being 1, and only z integral: wherever z
+    is, y is the product itself. Interactions in the Fourier basis are written at the origin where
+    they have fewer and smaller terms, mostly the intact one.
 
     Args:
         interactions: A decoded set function.
         n_units: Size k of the circuit.
         time_limit: Seconds after which the best circuit found so far is returned, with
-            ``optimal=False`` and the ``gap`` left to prove.
+            ``optimal=False`` and the ``gap`` left to prove. It is then improved until no exchange
+            of one unit helps, for which no time is counted.
 
     Returns:
         A circuit of exactly ``n_units`` units. Units in no interaction change nothing; where some
@@ -130,7 +134,7 @@ def best_circuit(interactions: Interactions, n_units: int, *, time_limit: float 
 
     References:
         Butler et al. (2025), "ProxySPEX", appendix A.3, for the program over AND terms;
-        McCormick (1976), Mathematical Programming 10, for the constraints.
+        Sherali & Adams (1990), SIAM Journal on Discrete Mathematics 3(3), for its constraints.
     """
     if not 1 <= n_units <= interactions.n_units:
         raise ResultError(
@@ -148,9 +152,12 @@ def best_circuit(interactions: Interactions, n_units: int, *, time_limit: float 
                 f"no circuit was found within time_limit={time_limit} s ({solution.message}). "
                 "Give more time, or fewer interactions."
             )
-        chosen = [unit for unit, x in zip(active, solution.x, strict=False) if x > 0.5]
+        keeps = terms.origin == "ablated"
+        chosen = [unit for unit, z in zip(active, solution.x, strict=False) if (z > 0.5) == keeps]
         optimal, gap = solution.status == 0, float(solution.mip_gap)
     indices = sorted(chosen + idle[: n_units - len(chosen)])
+    if not optimal:
+        indices = _exchange(interactions, indices)
     return _predicted(interactions, indices, optimal, gap)
 
 
@@ -159,7 +166,11 @@ def _sparsest_moebius(interactions: Interactions) -> Interactions:
         options = [interactions]
     else:
         options = [interactions.to("moebius", "ablated"), interactions.to("moebius", "intact")]
-    return min(map(_without_cancelled, options), key=lambda option: len(option.support))
+    # small coefficients leave a linear relaxation little to gain from fractions
+    return min(
+        map(_without_cancelled, options),
+        key=lambda option: (len(option.support), option.coefficients.abs().sum().item()),
+    )
 
 
 def _without_cancelled(interactions: Interactions) -> Interactions:
@@ -180,27 +191,23 @@ def _without_cancelled(interactions: Interactions) -> Interactions:
 def _solve(
     terms: Interactions, active: list[int], n_units: int, time_limit: float
 ) -> OptimizeResult:
-    """Return the solution of the integer program over x of the active units, then y."""
-    n_active = len(active)
-    n_idle = terms.n_units - n_active
-    column = {unit: j for j, unit in enumerate(active)}
-    # z = 1 - x at the intact origin flips the sign of every x
-    sign = 1.0 if terms.origin == "ablated" else -1.0
-    coefficients = (terms.coefficients / terms.coefficients.abs().max()).tolist()
-    products = [(t, c) for t, c in zip(terms.support, coefficients, strict=True) if len(t) > 1]
-    objective = np.zeros(n_active + len(products))
-    for term, coefficient in zip(terms.support, coefficients, strict=True):
-        if len(term) == 1:
-            objective[column[term[0]]] += sign * coefficient
-    objective[n_active:] = [coefficient for _, coefficient in products]
-    is_unit = np.concatenate([np.ones(n_active), np.zeros(len(products))])
-    linking, bounds = _link(products, column, sign)
+    """Return the solution of the integer program over z of the active units, then y."""
+    n_idle = terms.n_units - len(active)
+    n_ones = n_units if terms.origin == "ablated" else terms.n_units - n_units
+    products = [term for term in terms.support if len(term) > 1]
+    column: dict[tuple[int, ...], int] = {
+        term: j for j, term in enumerate([*((unit,) for unit in active), *products])
+    }
+    objective = np.zeros(len(column))
+    objective[[column[term] for term in terms.support]] = terms.coefficients.numpy()
+    is_unit = np.arange(len(column)) < len(active)
+    linking, bounds = _link(products, column)
     return milp(
-        -objective,
-        integrality=is_unit,
+        -objective / np.abs(objective).max(),
+        integrality=is_unit.astype(int),
         bounds=Bounds(0, 1),
         constraints=[
-            (is_unit[None, :], max(0, n_units - n_idle), min(n_units, n_active)),
+            (is_unit[None, :].astype(float), max(0, n_ones - n_idle), min(n_ones, len(active))),
             (linking, -np.inf, bounds),
         ],
         options={"time_limit": time_limit, "mip_rel_gap": 0.0},
@@ -208,25 +215,42 @@ def _solve(
 
 
 def _link(
-    products: list[tuple[tuple[int, ...], float]], column: dict[int, int], sign: float
+    products: list[tuple[int, ...]], column: dict[tuple[int, ...], int]
 ) -> tuple[sparse.csr_array, np.ndarray]:
-    """Return A and b of A (x, y) <= b, tying each y to its product on the side it is pushed to."""
-    rows, columns, entries, bounds = [], [], [], []
-    for j, (term, coefficient) in enumerate(products):
-        y, xs = len(column) + j, [column[unit] for unit in term]
-        if coefficient > 0:
-            for x in xs:
-                rows += [len(bounds)] * 2
-                columns += [y, x]
-                entries += [1.0, -sign]
-                bounds.append(0.0 if sign > 0 else 1.0)
-        else:
-            rows += [len(bounds)] * (1 + len(xs))
-            columns += [y, *xs]
-            entries += [-1.0] + [sign] * len(xs)
-            bounds.append(len(xs) - 1.0 if sign > 0 else -1.0)
-    shape = (len(bounds), len(column) + len(products))
-    return sparse.csr_array((entries, (rows, columns)), shape=shape), np.array(bounds)
+    """Return A and b of A (z, y) <= b, which tie each product to its units and its parts."""
+    rows: list[tuple[dict[int, float], float]] = []
+    for term in products:
+        y, units = column[term], [column[unit,] for unit in term]
+        parts = {unit: tuple(i for i in term if i != unit) for unit in term}
+        rows.append((dict.fromkeys(units, 1.0) | {y: -1.0}, len(units) - 1.0))
+        rows += [({y: 1.0, column[part]: -1.0}, 0.0) for part in parts.values() if part in column]
+        if not all(part in column for part in parts.values()):
+            rows += [({y: 1.0, unit: -1.0}, 0.0) for unit in units]
+        for i, j in combinations(term, 2):
+            common = tuple(unit for unit in parts[i] if unit != j)
+            if common and all(part in column for part in (parts[i], parts[j], common)):
+                row = {column[parts[i]]: 1.0, column[parts[j]]: 1.0, column[common]: -1.0, y: -1.0}
+                rows.append((row, 0.0))
+    places = [(r, j, entry) for r, (row, _) in enumerate(rows) for j, entry in row.items()]
+    r, j, entries = zip(*places, strict=True) if places else ((), (), ())
+    matrix = sparse.csr_array((entries, (r, j)), shape=(len(rows), len(column)))
+    return matrix, np.array([bound for _, bound in rows])
+
+
+def _exchange(interactions: Interactions, indices: list[int]) -> list[int]:
+    """Return the circuit after the best exchanges of one unit each, until none helps."""
+    n_units = interactions.n_units
+    active = {unit for term in interactions.support for unit in term}
+    best = interactions.predict(keep_only([indices], n_units)).item()
+    while True:
+        outside = sorted(active.difference(indices))
+        swaps = [sorted({*indices, new} - {old}) for old in indices for new in outside]
+        if not swaps or len(swaps) * n_units > _MAX_EXCHANGE_ENTRIES:
+            return indices
+        values = interactions.predict(keep_only(swaps, n_units))
+        if values.max().item() <= best + _CANCELLED * abs(best):
+            return indices
+        best, indices = values.max().item(), swaps[int(values.argmax())]
 
 
 def _predicted(

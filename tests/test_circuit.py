@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import OptimizeResult
 
-from circuitspex.circuit import Circuit, best_circuit
+from circuitspex.circuit import Circuit, _sparsest_moebius, best_circuit
 from circuitspex.errors import ResultError
 from circuitspex.interactions import Interactions
 from circuitspex.masks import keep_only
@@ -86,6 +86,13 @@ def test_idle_units_fill_up_from_the_first():
     assert constant.predicted_faithfulness is None
 
 
+@pytest.mark.parametrize("origin", ["ablated", "intact"])
+def test_a_fourier_game_is_solved_at_the_origin_where_it_is_small(origin):
+    product = game((tuple(range(8)),), [1.0], 8, "moebius", origin)
+    small = _sparsest_moebius(product.to("fourier"))
+    assert (small.origin, len(small.support)) == (origin, 1)
+
+
 def test_a_game_of_many_heads_is_solved_quickly():
     rng = np.random.default_rng(0)
     pairs = set()
@@ -113,7 +120,8 @@ def test_out_of_time_the_best_so_far_is_no_proven_optimum(monkeypatch):
     found = OptimizeResult(x=np.array([1.0, 0.0, 0.0]), status=1, mip_gap=0.25)
     monkeypatch.setattr("circuitspex.circuit.milp", lambda *_, **__: found)
     circuit = best_circuit(game(((0,), (1,), (0, 1)), [1.0, 2.0, 3.0], 2), 1)
-    assert (circuit.indices, circuit.optimal, circuit.gap) == ((0,), False, 0.25)
+    # the solver stopped at unit 0; exchanging it for unit 1 is better
+    assert (circuit.indices, circuit.optimal, circuit.gap) == ((1,), False, 0.25)
 
 
 @pytest.mark.parametrize("n_units", [0, -1, 4])

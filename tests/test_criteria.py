@@ -51,6 +51,13 @@ class Prompted:
         return self.per_prompt(masks).mean(1)
 
 
+class Everything(np.random.Generator):
+    """Draws every unit of every subset."""
+
+    def random(self, size):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return np.zeros(size)
+
+
 def circuit_of(indices, n_units, **fields):
     return Circuit(tuple(indices), tuple(f"u{i}" for i in indices), n_units, **fields)
 
@@ -203,6 +210,9 @@ def test_minimality_sees_backups_only_where_the_other_is_gone():
     torch.testing.assert_close(alone, torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64))
     tried = minimality(game, circuit, 30, np.random.default_rng(0))
     torch.testing.assert_close(tried, torch.tensor([3.0, 3.0, 1.0, 0.0], dtype=torch.float64))
+    # one draw, of everything: each unit is then judged where all others are gone
+    drawn = minimality(game, circuit, 1, Everything(np.random.PCG64(0)))
+    torch.testing.assert_close(drawn, tried)
     with pytest.raises(ResultError, match=r"5 random subsets need a generator; pass rng="):
         minimality(game, circuit, 5)
 

@@ -4,6 +4,7 @@ import pickle
 import sys
 from dataclasses import FrozenInstanceError
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,12 +57,12 @@ def full(n_units):
 def test_terms_are_sorted_with_all_that_belongs_to_them():
     covariance = random_covariance(3)
     result = make(
-        support=((3, 1), (2,), ()),
+        support=((3, 1), (2,), (0,)),
         coefficients=torch.tensor([1.0, 2.0, 3.0]),
         std_errors=torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64),
         covariance=covariance,
     )
-    assert result.support == ((), (2,), (1, 3))
+    assert result.support == ((0,), (2,), (1, 3))
     close(result.coefficients, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
     close(result.std_errors, torch.tensor([0.3, 0.2, 0.1], dtype=torch.float64))
     close(result.covariance, covariance.flip(0, 1))
@@ -187,8 +188,17 @@ def test_prediction_over_all_neurons_of_a_model():
 @pytest.mark.parametrize("entries", [1, 13, 64])
 def test_prediction_in_blocks_is_the_same(monkeypatch, entries):
     whole = make().predict(enumerate_masks(4))
+    sizes = []
+    products = transforms._products
+
+    def spy(masks, *rest):
+        sizes.append(5 * len(masks))
+        return products(masks, *rest)
+
     monkeypatch.setattr(transforms, "_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(transforms, "_products", spy)
     close(make().predict(enumerate_masks(4)), whole)
+    assert max(sizes) <= max(5, entries)
 
 
 def test_prediction_refuses_masks_of_other_units():
@@ -341,9 +351,24 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
         make().save(tmp_path / "missing" / "result.json")
 
 
+def test_a_save_cut_short_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    saved(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(ResultError, match=r"cannot be written: disk on fire\. Choose"):
+        make().save(path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_results_travel_between_processes():
     result = make(diagnostics={"a": 1})
-    copy = pickle.loads(pickle.dumps(result))
+    copy = pickle.loads(pickle.dumps(result))  # noqa: S301 (its own bytes)
     close(copy.coefficients, result.coefficients)
 
 

@@ -119,6 +119,7 @@ def test_fourier_at_one_half_is_walsh_hadamard_with_kept_as_plus_one():
     close(fourier(values), signs @ values / 8)
 
 
+@settings(deadline=None)
 @given(values=tables, rate=rates)
 def test_inverses_undo_their_transforms(values, rate):
     values = table(values)
@@ -127,6 +128,7 @@ def test_inverses_undo_their_transforms(values, rate):
         close(inverse_moebius(moebius(values, origin=origin), origin=origin), values)
 
 
+@settings(deadline=None)
 @given(values=tables, rate=rates)
 def test_parseval_under_the_law_of_the_masks(values, rate):
     values = table(values)
@@ -136,6 +138,7 @@ def test_parseval_under_the_law_of_the_masks(values, rate):
     close(fourier(values, rate).square().sum(), (weights * values.square()).sum(), 1e-7)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(4)))
 def test_relabelling_units_relabels_coefficients(seed, order):
     values = random_table(4, seed)
