@@ -26,7 +26,7 @@ TARGETS = [
 ]
 
 
-def close(actual, expected, tolerance=1e-9):
+def assert_near(actual, expected, tolerance=1e-9):
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -63,17 +63,17 @@ def test_terms_are_sorted_with_all_that_belongs_to_them():
         covariance=covariance,
     )
     assert result.support == ((0,), (2,), (1, 3))
-    close(result.coefficients, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
-    close(result.std_errors, torch.tensor([0.3, 0.2, 0.1], dtype=torch.float64))
-    close(result.covariance, covariance.flip(0, 1))
+    assert_near(result.coefficients, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    assert_near(result.std_errors, torch.tensor([0.3, 0.2, 0.1], dtype=torch.float64))
+    assert_near(result.covariance, covariance.flip(0, 1))
 
 
 def test_the_value_does_not_change_with_what_it_was_made_from():
     coefficients = torch.ones(1, dtype=torch.float64)
     result = make(support=((0,),), coefficients=coefficients)
     coefficients += 1
-    close(result.coefficients, torch.ones(1, dtype=torch.float64))
-    with pytest.raises(FrozenInstanceError):
+    assert_near(result.coefficients, torch.ones(1, dtype=torch.float64))
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field"):
         result.keep_rate = 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -100,7 +100,7 @@ def test_what_makes_no_result_is_refused(changes, message):
 
 def test_std_errors_come_from_the_covariance():
     covariance = random_covariance(5)
-    close(make(covariance=covariance).std_errors, covariance.diagonal().sqrt())
+    assert_near(make(covariance=covariance).std_errors, covariance.diagonal().sqrt())
 
 
 @pytest.mark.parametrize(("basis", "origin", "rate"), TARGETS)
@@ -109,13 +109,13 @@ def test_predictions_do_not_depend_on_the_basis(basis, origin, rate):
     masks = enumerate_masks(4)
     converted = result.to(basis, origin, rate)
     assert converted.coordinates == (basis, origin, rate or 0.8)
-    close(converted.predict(masks), result.predict(masks))
+    assert_near(converted.predict(masks), result.predict(masks))
     # and by name of the basis: the dense transform of the predictions
     values = result.predict(masks)
     wanted = fourier(values, rate or 0.8) if basis == "fourier" else moebius(values, origin=origin)
     actual = torch.zeros(16, dtype=torch.float64)
     actual[[sum(2**i for i in term) for term in converted.support]] = converted.coefficients
-    close(actual, wanted)
+    assert_near(actual, wanted)
 
 
 @settings(deadline=None, max_examples=30)
@@ -124,8 +124,8 @@ def test_converting_there_and_back_changes_no_prediction_or_error(first, second,
     result = make(full(3), 3, seed, covariance=random_covariance(8, seed)).to(*first)
     back = result.to(*second).to(*first)
     assert back.support == result.support
-    close(back.coefficients, result.coefficients, 1e-7)
-    close(back.covariance, result.covariance, 1e-6)
+    assert_near(back.coefficients, result.coefficients, 1e-7)
+    assert_near(back.covariance, result.covariance, 1e-6)
 
 
 @pytest.mark.parametrize(("basis", "origin", "rate"), TARGETS)
@@ -141,8 +141,8 @@ def test_covariances_are_carried_exactly(basis, origin, rate):
     ]
     dense = torch.stack(columns, 1)
     converted = result.to(basis, origin, rate)
-    close(converted.covariance, dense @ covariance @ dense.T)
-    close(converted.std_errors, (dense @ covariance @ dense.T).diagonal().sqrt())
+    assert_near(converted.covariance, dense @ covariance @ dense.T)
+    assert_near(converted.std_errors, (dense @ covariance @ dense.T).diagonal().sqrt())
 
 
 def test_a_large_covariance_is_dropped_but_its_diagonal_is_not(monkeypatch):
@@ -151,7 +151,7 @@ def test_a_large_covariance_is_dropped_but_its_diagonal_is_not(monkeypatch):
     monkeypatch.setattr(module, "_MAX_COVARIANCE_TERMS", 3)
     converted = result.to("moebius", "intact")
     assert converted.covariance is None
-    close(converted.std_errors, expected)
+    assert_near(converted.std_errors, expected)
 
 
 def test_errors_without_covariance_survive_only_where_nothing_mixes():
@@ -159,7 +159,7 @@ def test_errors_without_covariance_survive_only_where_nothing_mixes():
     converted = single.to("moebius", "ablated")
     assert converted.std_errors is not None
     # the pair's own coefficient is F / (p (1 − p)) with p = 0.8
-    close(converted.std_errors[-1], torch.tensor(0.1 / 0.16, dtype=torch.float64))
+    assert_near(converted.std_errors[-1], torch.tensor(0.1 / 0.16, dtype=torch.float64))
     mixed = make(std_errors=torch.full((5,), 0.1, dtype=torch.float64))
     assert mixed.to("moebius", "ablated").std_errors is None
     assert mixed.to("fourier") is mixed
@@ -182,7 +182,7 @@ def test_prediction_over_all_neurons_of_a_model():
     predicted = result.predict(keep_only(sets, n_units).repeat(250, 1))
     # the coefficients of unit 0 alone and of everything; the pair needs both ends ablated
     first, total = result.coefficients[0], result.coefficients.sum()
-    close(predicted, torch.stack([first * 0, total, first, first * 0]).repeat(250))
+    assert_near(predicted, torch.stack([first * 0, total, first, first * 0]).repeat(250))
 
 
 @pytest.mark.parametrize("entries", [1, 13, 64])
@@ -197,7 +197,7 @@ def test_prediction_in_blocks_is_the_same(monkeypatch, entries):
 
     monkeypatch.setattr(transforms, "_BLOCK_ENTRIES", entries)
     monkeypatch.setattr(transforms, "_products", spy)
-    close(make().predict(enumerate_masks(4)), whole)
+    assert_near(make().predict(enumerate_masks(4)), whole)
     assert max(sizes) <= max(5, entries)
 
 
@@ -209,7 +209,7 @@ def test_prediction_refuses_masks_of_other_units():
 def test_prediction_of_no_masks_and_no_terms():
     assert make().predict(enumerate_masks(4)[:0]).shape == (0,)
     empty = make(support=()).to("moebius", "intact")
-    close(empty.predict(enumerate_masks(4)), torch.zeros(16, dtype=torch.float64))
+    assert_near(empty.predict(enumerate_masks(4)), torch.zeros(16, dtype=torch.float64))
 
 
 def test_top_ranks_by_size_within_orders():
@@ -369,7 +369,7 @@ def test_a_save_cut_short_leaves_the_old_file_and_nothing_else(tmp_path, monkeyp
 def test_results_travel_between_processes():
     result = make(diagnostics={"a": 1})
     copy = pickle.loads(pickle.dumps(result))  # noqa: S301 (its own bytes)
-    close(copy.coefficients, result.coefficients)
+    assert_near(copy.coefficients, result.coefficients)
 
 
 def test_the_table_holds_every_term():
@@ -395,7 +395,7 @@ def test_shapiq_gets_the_same_game():
     predicted = [
         sum(v for t, v in values.interactions.items() if all(mask[i] for i in t)) for mask in masks
     ]
-    close(torch.tensor(predicted, dtype=torch.float64), result.predict(masks))
+    assert_near(torch.tensor(predicted, dtype=torch.float64), result.predict(masks))
 
 
 def test_without_shapiq_the_error_says_how_to_get_it(monkeypatch):

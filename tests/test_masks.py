@@ -13,15 +13,15 @@ def random_masks(seed, rows, n_units):
     return torch.rand(rows, n_units, generator=generator) < 0.5
 
 
-def equal(actual, expected):
+def assert_equal(actual, expected):
     torch.testing.assert_close(actual, expected)
 
 
 def test_true_means_kept():
-    equal(m.all_kept(2), torch.tensor([[True, True]]))
-    equal(m.all_ablated(2), torch.tensor([[False, False]]))
-    equal(m.keep_only([[2, 0], []], 3), torch.tensor([[True, False, True], [False] * 3]))
-    equal(m.ablate_only([[2, 0]], 3), torch.tensor([[False, True, False]]))
+    assert_equal(m.all_kept(2), torch.tensor([[True, True]]))
+    assert_equal(m.all_ablated(2), torch.tensor([[False, False]]))
+    assert_equal(m.keep_only([[2, 0], []], 3), torch.tensor([[True, False, True], [False] * 3]))
+    assert_equal(m.ablate_only([[2, 0]], 3), torch.tensor([[False, True, False]]))
 
 
 @pytest.mark.parametrize("outside", [[-1], [3], [0, 3]])
@@ -35,7 +35,7 @@ def test_index_bits_are_units():
     assert table.shape == (32, 5)
     for index, row in enumerate(table):
         assert sum(2**i for i in range(5) if row[i]) == index
-    equal(m.enumerate_masks(0), torch.zeros(1, 0, dtype=torch.bool))
+    assert_equal(m.enumerate_masks(0), torch.zeros(1, 0, dtype=torch.bool))
 
 
 def test_too_many_units_to_enumerate():
@@ -49,7 +49,7 @@ def test_packing_is_undone_by_unpacking(seed, rows, n_units):
     masks = random_masks(seed, rows, n_units)
     packed = m.pack(masks)
     assert packed.shape == (rows, -(-n_units // 8))
-    equal(m.unpack(packed, n_units), masks)
+    assert_equal(m.unpack(packed, n_units), masks)
 
 
 def test_first_unit_is_the_highest_bit():

@@ -35,7 +35,7 @@ tables = st.integers(0, 5).flatmap(
 rates = st.floats(0.05, 0.95)
 
 
-def close(actual, expected, tolerance=1e-9):
+def assert_near(actual, expected, tolerance=1e-9):
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -103,29 +103,29 @@ def fourier_by_definition(values, rate, n_units):
 @pytest.mark.parametrize("n_units", [0, 1, 4])
 def test_moebius_is_its_definition(origin, n_units):
     values = random_table(n_units)
-    close(moebius(values, origin=origin), moebius_by_definition(values, origin, n_units))
+    assert_near(moebius(values, origin=origin), moebius_by_definition(values, origin, n_units))
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.9, 0.23])
 @pytest.mark.parametrize("n_units", [0, 1, 4])
 def test_fourier_is_its_definition(rate, n_units):
     values = random_table(n_units)
-    close(fourier(values, rate), fourier_by_definition(values, rate, n_units))
+    assert_near(fourier(values, rate), fourier_by_definition(values, rate, n_units))
 
 
 def test_fourier_at_one_half_is_walsh_hadamard_with_kept_as_plus_one():
     values = random_table(3)
     signs = table([[(-1) ** len(units_of(t & ~s, 3)) for s in range(8)] for t in range(8)])
-    close(fourier(values), signs @ values / 8)
+    assert_near(fourier(values), signs @ values / 8)
 
 
 @settings(deadline=None)
 @given(values=tables, rate=rates)
 def test_inverses_undo_their_transforms(values, rate):
     values = table(values)
-    close(inverse_fourier(fourier(values, rate), rate), values, 1e-6)
+    assert_near(inverse_fourier(fourier(values, rate), rate), values, 1e-6)
     for origin in ("ablated", "intact"):
-        close(inverse_moebius(moebius(values, origin=origin), origin=origin), values)
+        assert_near(inverse_moebius(moebius(values, origin=origin), origin=origin), values)
 
 
 @settings(deadline=None)
@@ -135,7 +135,7 @@ def test_parseval_under_the_law_of_the_masks(values, rate):
     n_units = len(values).bit_length() - 1
     kept = enumerate_masks(n_units).sum(1).double()
     weights = rate**kept * (1 - rate) ** (n_units - kept)
-    close(fourier(values, rate).square().sum(), (weights * values.square()).sum(), 1e-7)
+    assert_near(fourier(values, rate).square().sum(), (weights * values.square()).sum(), 1e-7)
 
 
 @settings(deadline=None)
@@ -147,7 +147,7 @@ def test_relabelling_units_relabels_coefficients(seed, order):
     relabelled = torch.empty_like(values)
     relabelled[moved] = values
     for coordinates in BASES:
-        close(transform(relabelled, coordinates)[moved], transform(values, coordinates))
+        assert_near(transform(relabelled, coordinates)[moved], transform(values, coordinates))
 
 
 @pytest.mark.parametrize("coordinates", BASES)
@@ -155,15 +155,15 @@ def test_a_batch_is_transformed_entry_by_entry(coordinates):
     values = random_table(3, 0, 2, 5)
     batch = transform(values, coordinates)
     assert batch.shape == values.shape
-    close(batch[:, 1, 3], transform(values[:, 1, 3], coordinates))
+    assert_near(batch[:, 1, 3], transform(values[:, 1, 3], coordinates))
 
 
 def test_the_table_is_left_unchanged_and_need_not_be_contiguous():
     values = random_table(3, 0, 2)
     before = values.clone()
-    close(moebius(values.T.contiguous().T), moebius(before))
+    assert_near(moebius(values.T.contiguous().T), moebius(before))
     fourier(values)
-    close(values, before, 0)
+    assert_near(values, before, 0)
 
 
 def test_a_table_must_cover_all_masks():
@@ -208,7 +208,7 @@ def test_sparse_conversion_agrees_with_the_dense_transforms(source, target):
     new_support, matrix = convert(support, source, target)
     converted = torch.from_numpy(matrix @ coefficients.numpy())
     values = inverse(dense(support, coefficients, 5), source)
-    close(dense(new_support, converted, 5), transform(values, target))
+    assert_near(dense(new_support, converted, 5), transform(values, target))
     assert list(new_support) == sorted(new_support, key=lambda term: (len(term), term))
     if source == target:
         assert list(new_support) == support
@@ -228,7 +228,7 @@ def test_converting_there_and_back_changes_nothing(terms, source, target):
     expected = torch.zeros(len(back.support), len(support), dtype=torch.float64)
     for column, term in enumerate(support):
         expected[back.support.index(term), column] = 1
-    close(both, expected, 1e-8)
+    assert_near(both, expected, 1e-8)
 
 
 def test_a_term_too_large_to_expand_is_refused():
@@ -253,8 +253,8 @@ def test_sparse_evaluation_agrees_with_the_dense_inverse(coordinates):
     coefficients = table([1.0, -2.0, 3.0, 2.5])
     masks = enumerate_masks(4)
     expected = inverse(dense(support, coefficients, 4), coordinates)
-    close(evaluate(masks, support, coefficients, coordinates), expected)
-    close(basis_functions(masks, support, coordinates) @ coefficients, expected)
+    assert_near(evaluate(masks, support, coefficients, coordinates), expected)
+    assert_near(basis_functions(masks, support, coordinates) @ coefficients, expected)
 
 
 def test_basis_functions_are_orthonormal_under_the_law_of_the_masks():
@@ -264,4 +264,4 @@ def test_basis_functions_are_orthonormal_under_the_law_of_the_masks():
     columns = basis_functions(masks, support, coordinates)
     kept = masks.sum(1).double()
     weights = 0.8**kept * 0.2 ** (4 - kept)
-    close(columns.T @ (weights[:, None] * columns), torch.eye(16, dtype=torch.float64))
+    assert_near(columns.T @ (weights[:, None] * columns), torch.eye(16, dtype=torch.float64))
