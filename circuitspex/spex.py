@@ -260,6 +260,7 @@ class CircuitSpex:
             and a warning say.
         """
         other = task or self.task.held_out
+        notes = self._extrapolation(circuit)
         if other is None:
             warnings.warn(
                 f"task {self.task.name!r} has no held-out prompts, so the circuit is verified on "
@@ -267,13 +268,17 @@ class CircuitSpex:
                 TaskWarning,
                 stacklevel=2,
             )
-            report = verify_circuit(self.evaluation, circuit, held_out=False, label=self.task.name)
+            report = verify_circuit(
+                self.evaluation, circuit, held_out=False, label=self.task.name, notes=notes
+            )
         else:
             with self._ablate(other) as ablated:
                 fresh = Evaluation(
                     ablated, other, self._metric, MemoryStore(self.n_units, len(other))
                 )
-                report = verify_circuit(fresh, circuit, held_out=True, label=other.name)
+                report = verify_circuit(
+                    fresh, circuit, held_out=True, label=other.name, notes=notes
+                )
         self._found["verification"] = report
         return report
 
@@ -287,6 +292,18 @@ class CircuitSpex:
             evaluations = self.evaluation.store.table()
             self._tracker.finish(spec=self._spec, page=page, evaluations=evaluations, **self._found)
             self._found = {}
+
+    def _extrapolation(self, circuit: Circuit) -> str:
+        found = self._found.get("interactions")
+        if found is None or circuit.predicted_value is None or found.decoder == "exact":
+            return ""
+        n, kept, p = found.n_units, len(circuit.indices), found.keep_rate
+        if abs(kept - p * n) <= 3 * (n * p * (1 - p)) ** 0.5:
+            return ""
+        return (
+            f"The prediction extrapolates: the circuit keeps {kept / n:.0%} of the units, the "
+            f"masks it was learnt from about {p:.0%}."
+        )
 
     def _ablate(self, task: Task) -> Ablated:
         reference = task.counterfactuals or task.tokens

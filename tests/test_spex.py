@@ -125,3 +125,13 @@ def test_budget_too_small_is_refused_before_work(toy: Any, task: cs.Task) -> Non
         with pytest.raises(BudgetError, match=r"1,?024"):
             spex.discover("exact", budget=1023)
         assert spex.evaluation.n_evaluated == before
+
+
+@pytest.mark.parametrize(("n_units", "says"), [(7, False), (2, True)])
+def test_a_circuit_far_from_the_masks_is_called_an_extrapolation(
+    toy: Any, task: cs.Task, n_units: int, says: bool
+) -> None:
+    with cs.CircuitSpex(toy, task, cs.heads(toy)) as spex:
+        found = spex.discover("lasso", budget=400, keep_rate=0.9)
+        report = spex.verify(spex.circuit(found, n_units))
+    assert ("extrapolates" in report.notes) is says
