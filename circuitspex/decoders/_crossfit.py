@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from circuitspex.decoders._regression import solve
 from circuitspex.decoders._samples import Samples
 from circuitspex.decoders._selection import PENALTIES, RIDGES, Candidates, sweep
 
@@ -68,24 +67,29 @@ def crossfit(
     errors = np.zeros((n_folds, n_fits))
     sizes = np.zeros((n_folds, n_fits))
     residuals = np.zeros((*samples.draws.shape, n_fits))
+    departures = np.zeros_like(residuals)
     for fold in range(n_folds):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         held_out = samples.take(test)
         known = samples.take(train)
         fits = sweep(known, search(known, rng.spawn(1)[0]), keep_rate)
-        effects = fits.constants[1:][held_out.prompts] if samples.n_prompts > 1 else 0.0
-        predicted = fits.predict(held_out.masks, keep_rate)
-        residuals[test] = held_out.draws[:, :, None] - predicted[:, None] - effects
+        levels = np.broadcast_to(fits.constants[0], residuals[test].shape)
+        if samples.n_prompts > 1:
+            levels = levels + fits.constants[1:][held_out.prompts]
+        departures[test] = held_out.draws[:, :, None] - levels
+        residuals[test] = departures[test] - fits.variation(held_out.masks, keep_rate)[:, None]
         errors[fold] = np.square(residuals[test].mean(axis=1)).sum(axis=0)
         sizes[fold] = fits.sizes
     total = errors.sum(axis=0)
     floor = 1e-20 * np.square(samples.values).sum()
     chosen = [_best(total - errors[i], sizes.sum(axis=0), floor) for i in range(n_folds)]
-    reported = np.take_along_axis(residuals, np.array(chosen)[folds][:, None, None], axis=2)[..., 0]
+    own = np.array(chosen)[folds][:, None, None]
+    reported = np.take_along_axis(residuals, own, axis=2)[..., 0]
+    levelled = np.take_along_axis(departures, own, axis=2)[..., 0]
     return Report(
         _best(total, sizes.sum(axis=0), floor),
         reported.mean(axis=1),
-        held_out_r2(samples, reported),
+        held_out_r2(samples, reported, levelled),
     )
 
 
@@ -106,7 +110,11 @@ def _best(
     return int(good[np.lexsort((errors[good], sizes[good]))[0]])
 
 
-def held_out_r2(samples: Samples, residuals: Float[np.ndarray, "rows drawn"]) -> float | None:
+def held_out_r2(
+    samples: Samples,
+    residuals: Float[np.ndarray, "rows drawn"],
+    departures: Float[np.ndarray, "rows drawn"],
+) -> float | None:
     r"""Return the R² of the average game from residuals on few prompts per mask.
 
     With k of Q prompts per mask, the mean square of a mask's residual has a part that is not the
@@ -115,12 +123,14 @@ def held_out_r2(samples: Samples, residuals: Float[np.ndarray, "rows drawn"]) ->
     .. math:: E[\bar r^2] = E[(\bar v - \hat v)^2] + \frac{E[s^2]}{k} \Big(1 - \frac{k}{Q}\Big),
 
     s² being the variance between prompts under one mask. It is taken off, mask by mask, from the
-    residuals and from the values. Masks evaluated on a single prompt have no s² and are left out,
-    which is why some masks always get more. With k = Q this is the ordinary R².
+    residuals and from the departures, which also frees both of the error of prompt effects. Masks
+    evaluated on a single prompt have no s² and are left out, which is why some masks always get
+    more. With k = Q this is the ordinary R².
 
     Args:
         samples: The rows.
         residuals: Out-of-fold residual of every draw, prompt effects taken off.
+        departures: Every draw less its prompt's level, which must come from other rows.
 
     Returns:
         R², cut off at 1; None if the average game does not vary.
@@ -128,10 +138,8 @@ def held_out_r2(samples: Samples, residuals: Float[np.ndarray, "rows drawn"]) ->
     References:
         Cochran (1977), "Sampling Techniques", 3rd edition, theorem 2.2, Wiley.
     """
-    effects = solve(np.zeros((len(residuals), 0)), samples.incidence, samples.values, np.zeros(0))
-    departures = samples.draws - effects[0]
-    if samples.n_prompts > 1:
-        departures = departures - effects[1:][samples.prompts]
+    if samples.n_prompts == 1:
+        departures = samples.draws - samples.draws.mean()
     error = _mean_square(samples, residuals)
     total = _mean_square(samples, departures)
     if total <= 1e-20 * np.square(samples.values).mean():

@@ -54,13 +54,13 @@ class Sweep:
     sizes: Int[np.ndarray, " fits"]
     """How many terms each support has."""
 
-    def predict(
+    def variation(
         self, masks: Bool[np.ndarray, "rows units"], keep_rate: float
     ) -> Float[np.ndarray, "rows fits"]:
-        """Return the average game as every fit predicts it."""
+        """Return what every fit predicts beyond its intercept."""
         used = np.flatnonzero(self.coefficients.any(axis=1))
         columns = characters(masks, [self.terms[i] for i in used], keep_rate)
-        return self.constants[0] + columns @ self.coefficients[used]
+        return columns @ self.coefficients[used]
 
 
 def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
