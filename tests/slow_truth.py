@@ -96,8 +96,12 @@ def mean_activations(model: Any, reference: Any, units: Any) -> dict[str, Tensor
 
 
 def random_masks(n_masks: int, n_units: int, seed: int = 0, keep_rate: float = 0.6) -> Tensor:
+    """Return different masks, so that counts of what was evaluated are plain."""
     rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n_masks, n_units, generator=rng) < keep_rate
+    drawn = torch.rand(10 * n_masks, n_units, generator=rng) < keep_rate
+    different = list(dict.fromkeys(map(tuple, drawn.tolist())))[:n_masks]
+    assert len(different) == n_masks
+    return torch.tensor(different)
 
 
 def random_tokens(model: Any, n_prompts: int, n_positions: int, seed: int = 0) -> Tensor:

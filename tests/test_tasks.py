@@ -99,6 +99,7 @@ def test_ioi_holds_out_other_prompts(ioi_task):
 def test_a_seed_repeats_a_task(reader, ioi_task):
     again = ioi(reader, n_prompts=16, seed=0)
     assert again.digest == ioi_task.digest
+    assert again.held_out is not None
     assert again.held_out.digest == ioi_task.held_out.digest
     assert ioi(reader, n_prompts=16, seed=1).digest != ioi_task.digest
 
@@ -112,6 +113,7 @@ def test_ioi_leaves_the_global_random_state_alone(reader):
 @pytest.mark.parametrize("prepend_bos", [True, False])
 def test_bos_is_put_in_front_where_asked(reader, prepend_bos):
     task = ioi(reader, n_prompts=2, seed=0, prepend_bos=prepend_bos)
+    assert task.counterfactuals is not None
     starts = {int(tokens[0]) for tokens in (*task.tokens, *task.counterfactuals)}
     assert (starts == {reader.tokenizer.bos_token_id}) == prepend_bos
     assert task.prepend_bos is prepend_bos
