@@ -24,7 +24,7 @@ from circuitspex.decoders._selection import PENALTIES, RIDGES, Candidates, sweep
 Search = Callable[[Samples, np.random.Generator], Candidates]
 
 _MIN_GROUPS = 8  # below this, nothing is held out
-_TOLERANCE = 0.005  # relative error given up for a smaller support
+_TOLERANCE = 0.002  # relative error given up for a smaller support
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from circuitspex.decoders._samples import Samples
 PENALTIES = np.geomspace(1.0, 0.003, 30)
 """LASSO penalties, as shares of the smallest one that leaves no term."""
 
-RIDGES = (0.0, 0.02, 0.1)
-"""Ridge penalties of the refit, per row; the characters have variance 1."""
+RIDGES = (0.0, 0.03, 0.2, 1.0)
+"""Ridge penalties of the refit, per row; the characters have variance 1, so the last one halves
+coefficients, which predicts best where hardly anything can be told from noise."""
 
 _MAX_SHARE = 0.5  # of the rows that a support may hold
 _MAX_ITERATIONS = 300

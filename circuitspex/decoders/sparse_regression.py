@@ -27,7 +27,8 @@ class SparseRegression(Decoder):
     Masks are Bernoulli at the keep rate. A search, which is all that a method adds, proposes
     candidate terms; a relaxed LASSO orders them; cross-fitting chooses how many to keep and
     measures the held-out R²; the returned coefficients are fitted on all rows. Standard errors are
-    the sandwich's with out-of-fold residuals, clustered by mask.
+    the sandwich's with out-of-fold residuals, clustered by mask; where the diagnostics name a ridge
+    penalty above 0, coefficients are also shrunk, which the errors leave out.
 
     With 16 masks or fewer in all and the budget to evaluate each, there is nothing to estimate,
     and the exact transform is returned instead.
