@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lasso_path
 
 from circuitspex.decoders._regression import Term, characters, normal_equations, solve_gram
 from circuitspex.decoders._samples import Samples
@@ -119,6 +117,10 @@ def _lasso_supports(
     empty = np.zeros(0, dtype=np.int64)
     if largest <= 1e-14 * np.abs(values).max(initial=0.0):
         return [empty] * len(PENALTIES)
+    # Not at the top of the file: scikit-learn takes a second to import.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lasso_path
+
     with warnings.catch_warnings():  # a support need not be polished to be refitted
         warnings.simplefilter("ignore", ConvergenceWarning)
         _, paths, _ = lasso_path(

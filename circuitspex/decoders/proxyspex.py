@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import lightgbm
 import numpy as np
 
 from circuitspex.decoders._regression import prompt_offsets, strongest_units
@@ -126,6 +125,8 @@ class ProxySpexDecoder(SparseRegression):
             "seed": seed,
             "verbosity": -1,
         }
+        import lightgbm  # not at the top of the file: it takes a second, and OpenMP with it
+
         data = lightgbm.Dataset(masks.astype(np.float32), values, params=parameters)
         n_trees = self.n_trees or min(1000, max(300, len(masks) // 6))
         model = lightgbm.train(
