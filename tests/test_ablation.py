@@ -228,7 +228,7 @@ def test_ablation_hides_what_is_not_finite(gpt2):
 
 def test_a_block_leaves_the_model_as_it_was(gpt2):
     with leaves_as_it_was(gpt2), ablate(gpt2, CHOICES["mixture"](gpt2)) as ablated:
-        ablated(random_tokens(gpt2, 2, 5), random_masks(3, 7))
+        assert ablated(random_tokens(gpt2, 2, 5), random_masks(3, 7)).isfinite().all()
 
 
 def test_the_check_notices_a_hook_that_is_left(gpt2):
@@ -249,8 +249,12 @@ def test_the_check_notices_a_hook_that_is_left(gpt2):
 
 
 def test_an_exception_in_the_body_passes_and_leaves_the_model_as_it_was(gpt2):
-    with leaves_as_it_was(gpt2), pytest.raises(ZeroDivisionError), ablate(gpt2, heads(gpt2)):
-        raise ZeroDivisionError
+    with (
+        leaves_as_it_was(gpt2),
+        pytest.raises(ZeroDivisionError, match="user code"),
+        ablate(gpt2, heads(gpt2)),
+    ):
+        raise ZeroDivisionError("user code")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
@@ -258,15 +262,18 @@ def test_an_interrupted_forward_pass_leaves_the_model_as_it_was(gpt2, error):
     tokens, units = random_tokens(gpt2, 2, 5), heads(gpt2)
 
     def interrupt(z, hook):
-        raise error
+        raise error("stop here")
 
     with leaves_as_it_was(gpt2):
-        with pytest.raises(error), ablate(gpt2, units) as ablated:
+        with pytest.raises(error, match="stop here"), ablate(gpt2, units) as ablated:
             with gpt2.hooks(fwd_hooks=[("blocks.1.attn.hook_z", interrupt)]):
                 ablated(tokens, all_ablated(len(units)))
     # Inside the same block, too, an interrupted pass leaves nothing switched on.
     with ablate(gpt2, units) as ablated:
-        with pytest.raises(error), gpt2.hooks(fwd_hooks=[("blocks.1.attn.hook_z", interrupt)]):
+        with (
+            pytest.raises(error, match="stop here"),
+            gpt2.hooks(fwd_hooks=[("blocks.1.attn.hook_z", interrupt)]),
+        ):
             ablated(tokens, all_ablated(len(units)))
         assert_close(answer_logits(gpt2, tokens)[0], slow_logits(gpt2, tokens[0], []), **CLOSE)
 
@@ -274,16 +281,20 @@ def test_an_interrupted_forward_pass_leaves_the_model_as_it_was(gpt2, error):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_entry_leaves_the_model_as_it_was(gpt2, error):
     def interrupt(z, hook):
-        raise error
+        raise error("stop here")
 
     with gpt2.hooks(fwd_hooks=[("blocks.1.attn.hook_z", interrupt)]):
-        with leaves_as_it_was(gpt2), pytest.raises(error), ablate(gpt2, heads(gpt2)):
+        with (
+            leaves_as_it_was(gpt2),
+            pytest.raises(error, match="stop here"),
+            ablate(gpt2, heads(gpt2)),
+        ):
             pytest.fail("the block was entered")  # pragma: no cover
 
 
 def test_failing_stand_ins_leave_the_model_as_it_was(gpt2):
     beyond = torch.full((2, 5), D_VOCAB)
-    with leaves_as_it_was(gpt2), pytest.raises(IndexError):
+    with leaves_as_it_was(gpt2), pytest.raises(IndexError, match="out of range"):
         with ablate(gpt2, heads(gpt2), replacements.mean(beyond)):
             pytest.fail("the block was entered")  # pragma: no cover
 
@@ -292,7 +303,7 @@ def test_an_entry_that_failed_can_be_tried_again(gpt2):
     units, tokens = heads(gpt2), random_tokens(gpt2, 1, 5)
     block = ablate(gpt2, units)
     with gpt2.hooks(fwd_hooks=[("hook_embed", lambda t, hook: 1 / 0)]):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError, match="division by zero"):
             block.__enter__()
     with block as ablated:
         assert_close(

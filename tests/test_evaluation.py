@@ -281,11 +281,14 @@ def test_an_interrupted_run_keeps_finished_batches_and_a_rerun_completes_the_res
     def interrupt_the_fourth(embedded, hook):
         batches.append(len(embedded))
         if len(batches) == 4:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stop here")
 
     with ablate(gpt2, units, batch_size=3) as ablated:
         truth = make_evaluation(ablated, task).per_prompt(masks)
-    with pytest.raises(KeyboardInterrupt), ablate(gpt2, units, batch_size=3) as ablated:
+    with (
+        pytest.raises(KeyboardInterrupt, match="stop here"),
+        ablate(gpt2, units, batch_size=3) as ablated,
+    ):
         with ParquetStore(tmp_path / "store", spec) as store:
             with gpt2.hooks(fwd_hooks=embedding_hook(interrupt_the_fourth)):
                 make_evaluation(ablated, task, store=store)(masks)
