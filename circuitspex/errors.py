@@ -75,7 +75,3 @@ class TaskWarning(UserWarning):
 
 class TrackingWarning(UserWarning):
     """Logging failed; the result itself is not affected."""
-
-
-class EvaluationWarning(UserWarning):
-    """Evaluation went on in another way than planned, such as in smaller batches."""
