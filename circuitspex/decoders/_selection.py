@@ -24,6 +24,8 @@ coefficients, which predicts best where hardly anything can be told from noise."
 
 _MAX_SHARE = 0.5  # of the rows that a support may hold
 _MAX_ITERATIONS = 300
+_LASSO_TOLERANCE = 3e-4
+_STRIDE = 3  # penalties solved before looking whether the support has grown too large
 
 
 @dataclass(frozen=True)
@@ -110,31 +112,53 @@ def _lasso_supports(
     is left are a Schur complement of the Gram matrix.
     """
     scale = weights / weights.max(initial=1e-300)
-    projector = solve_gram(gram[:n_free, :n_free], gram[:n_free, n_free:])
+    free = gram[:n_free, :n_free]
+    projector = solve_gram(free, gram[:n_free, n_free:])
     left = (gram[n_free:, n_free:] - gram[n_free:, :n_free] @ projector) * scale * scale[:, None]
     covariances = (right[n_free:] - projector.T @ right[:n_free]) * scale
+    energy = float(values @ values - right[:n_free] @ solve_gram(free, right[:n_free]))
     largest = np.abs(covariances).max(initial=0.0) / len(values)
-    empty = np.zeros(0, dtype=np.int64)
+    supports = [np.zeros(0, dtype=np.int64)] * len(PENALTIES)
     if largest <= 1e-14 * np.abs(values).max(initial=0.0):
-        return [empty] * len(PENALTIES)
+        return supports
+    start = np.zeros(len(scale))
+    for first in range(1, len(PENALTIES), _STRIDE):
+        penalties = largest * PENALTIES[first : first + _STRIDE]
+        path = _lasso_path(left, covariances, energy, len(values), penalties, start)
+        for i, column in enumerate(path.T, start=first):
+            support = np.flatnonzero(column)
+            if len(support) > max(1, _MAX_SHARE * len(values)):
+                return supports[:i] + supports[i - 1 : i] * (len(PENALTIES) - i)
+            supports[i] = support
+        start = path[:, -1]
+    return supports
+
+
+def _lasso_path(
+    gram: Float[np.ndarray, "candidates candidates"],
+    covariances: Float[np.ndarray, " candidates"],
+    energy: float,
+    n_rows: int,
+    penalties: Float[np.ndarray, " penalties"],
+    start: Float[np.ndarray, " candidates"],
+) -> Float[np.ndarray, "candidates penalties"]:
+    """Return LASSO coefficients for falling penalties, from inner products alone."""
     # Not at the top of the file: scikit-learn takes a second to import.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lasso_path
 
+    target = np.zeros(n_rows)
+    target[0] = np.sqrt(max(0.0, energy))  # only its length matters, and only to the stopping rule
     with warnings.catch_warnings():  # a support need not be polished to be refitted
         warnings.simplefilter("ignore", ConvergenceWarning)
-        _, paths, _ = lasso_path(
-            np.empty((len(values), len(scale)), order="F"),  # its inner products are all it needs
-            values - values.mean(),
-            alphas=largest * PENALTIES,
-            precompute=np.ascontiguousarray(left),  # pyright: ignore[reportArgumentType]
+        return lasso_path(
+            np.empty((n_rows, len(gram)), order="F"),  # only its shape matters
+            target,
+            alphas=penalties,  # pyright: ignore[reportArgumentType]
+            precompute=np.ascontiguousarray(gram),  # pyright: ignore[reportArgumentType]
             Xy=covariances,
+            coef_init=start,
             max_iter=_MAX_ITERATIONS,
+            tol=_LASSO_TOLERANCE,
             check_input=False,
-        )
-    supports = [empty]
-    for i in range(1, len(PENALTIES)):
-        support = np.flatnonzero(paths[:, i])
-        fits = len(support) <= max(1, _MAX_SHARE * len(values))
-        supports.append(support if fits else supports[-1])
-    return supports
+        )[1]

@@ -31,7 +31,7 @@ class Tree:
 
 def tree_fourier(
     trees: list[Tree], keep_rate: float, max_order: int, n_units: int
-) -> tuple[list[Term], Float[np.ndarray, " coefficients"]]:
+) -> tuple[Int[np.ndarray, "coefficients order"], Float[np.ndarray, " coefficients"]]:
     r"""Sum the Fourier coefficients of trees, exactly, up to an order.
 
     A leaf is its value times a product of indicators, one for each split above it, and each
@@ -51,7 +51,8 @@ def tree_fourier(
         n_units: How many units the trees can split on.
 
     Returns:
-        The terms, sorted, and the coefficient of each.
+        The terms, one a row, padded in front with -1 (see :func:`as_terms`), and the coefficient
+        of each. Not as tuples, because there are many and few of them matter.
 
     References:
         Gorji, Amrollahi & Krause (2024), "SHAP values via sparse Fourier representation",
@@ -103,9 +104,22 @@ def _paths(
     return units, kept, np.array([value for _, value in paths], dtype=float)
 
 
+def as_terms(rows: Int[np.ndarray, "coefficients order"]) -> list[Term]:
+    """Return rows of :func:`tree_fourier` as tuples without their padding.
+
+    Args:
+        rows: Unit indices, padded in front with -1.
+
+    Returns:
+        One tuple per row.
+    """
+    padding = (rows < 0).sum(axis=1).tolist()
+    return [tuple(row[skip:]) for row, skip in zip(rows.tolist(), padding, strict=True)]
+
+
 def _add_up(
     keys: Int[np.ndarray, "parts order"], parts: Float[np.ndarray, " parts"], n_units: int
-) -> tuple[list[Term], Float[np.ndarray, " coefficients"]]:
+) -> tuple[Int[np.ndarray, "coefficients order"], Float[np.ndarray, " coefficients"]]:
     """Return the different terms and the sum of the parts of each."""
     order = keys.shape[1]
     if (n_units + 1) ** order < 2**62:  # a term fits into one integer, which sorts much faster
@@ -114,7 +128,4 @@ def _add_up(
         kinds = keys[first]
     else:
         kinds, inverse = np.unique(keys, axis=0, return_inverse=True)
-    totals = np.bincount(inverse.reshape(-1), weights=parts, minlength=len(kinds))
-    n_padding = (kinds < 0).sum(axis=1).tolist()
-    terms = [tuple(row[skip:]) for row, skip in zip(kinds.tolist(), n_padding, strict=True)]
-    return terms, totals
+    return kinds, np.bincount(inverse.reshape(-1), weights=parts, minlength=len(kinds))

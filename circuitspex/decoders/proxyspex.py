@@ -8,7 +8,7 @@ import numpy as np
 from circuitspex.decoders._regression import prompt_offsets, strongest_units
 from circuitspex.decoders._samples import Samples
 from circuitspex.decoders._selection import Candidates
-from circuitspex.decoders._trees import Tree, tree_fourier
+from circuitspex.decoders._trees import Tree, as_terms, tree_fourier
 from circuitspex.decoders.sparse_regression import SparseRegression
 from circuitspex.errors import DecoderError
 
@@ -100,12 +100,12 @@ class ProxySpexDecoder(SparseRegression):
         seed = int(rng.integers(2**31 - 1))
         trees = self._boost(samples.masks[:, units], (values - values.mean()) / scale, seed)
         assert self.max_order is not None
-        terms, coefficients = tree_fourier(trees, self.keep_rate, self.max_order, len(units))
-        sizes = np.abs(coefficients) * np.array([len(term) > 0 for term in terms])
+        rows, coefficients = tree_fourier(trees, self.keep_rate, self.max_order, len(units))
+        sizes = np.abs(coefficients) * (rows >= 0).any(axis=1)
         best = np.argsort(-sizes, kind="stable")[: self.max_candidates]
         best = best[sizes[best] > 0]
-        chosen = [tuple(units[list(terms[int(i)])].tolist()) for i in best]
-        return Candidates(chosen, np.sqrt(sizes[best]))
+        chosen = np.where(rows[best] < 0, -1, units[rows[best]])
+        return Candidates(as_terms(chosen), np.sqrt(sizes[best]))
 
     def _boost(self, masks: np.ndarray, values: np.ndarray, seed: int) -> list[Tree]:
         """Return the trees of a small LightGBM model of the values."""
