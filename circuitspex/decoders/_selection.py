@@ -2,8 +2,14 @@
 
 The LASSO orders the candidates: as its penalty falls, terms enter. Each support on the way is then
 refitted by ridge regression at a few penalties, the smallest being none (the relaxed LASSO), which
-removes the bias that made the LASSO small. Which support and which ridge penalty are best is not
-decided here but on rows that had no part in it (:mod:`circuitspex.decoders._crossfit`).
+removes the bias that made the LASSO small.
+
+There are three paths. On the first all terms are penalised alike. But candidates of several units
+are so many that the strongest of them owe their place to noise, and where single units carry most
+of the effect, as near the intact model, they crowd out single units that are real. So on the second
+path terms of several units are penalised more, and on the third they are left out. Which path,
+which support and which ridge penalty are best is not decided here but on rows that had no part in
+it (:mod:`circuitspex.decoders._crossfit`).
 """
 
 import warnings
@@ -21,6 +27,15 @@ PENALTIES = np.geomspace(1.0, 0.003, 30)
 RIDGES = (0.0, 0.03, 0.2, 1.0)
 """Ridge penalties of the refit, per row; the characters have variance 1, so the last one halves
 coefficients, which predicts best where hardly anything can be told from noise."""
+
+EMPHASES = (1.0, 0.4, 0.0)
+"""Weight of terms of several units against single ones, one path each."""
+
+N_FITS = len(EMPHASES) * len(PENALTIES) * len(RIDGES)
+"""Fits in a sweep, emphases outermost and ridge penalties innermost."""
+
+LARGEST_SUPPORT = (len(PENALTIES) - 1) * len(RIDGES)
+"""The fit with the largest support on the first path, without ridge."""
 
 _MAX_SHARE = 0.5  # of the rows that a support may hold
 _MAX_ITERATIONS = 300
@@ -41,7 +56,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Fits of one set of rows for every LASSO penalty and ridge penalty, in this order."""
+    """Fits of one set of rows for every emphasis, LASSO penalty and ridge penalty, in this order."""
 
     terms: list[Term]
     """The candidates."""
@@ -73,14 +88,14 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
         keep_rate: p of the characters.
 
     Returns:
-        One fit per pair of a LASSO and a ridge penalty.
+        One fit for every emphasis, LASSO penalty and ridge penalty.
     """
     columns = characters(samples.masks, candidates.terms, keep_rate)
     values, n_rows = samples.values, len(samples.values)
     n_free = 1 + samples.incidence.shape[1]
     design, gram = normal_equations(columns, samples.incidence, np.zeros(columns.shape[1]))
     right = design.T @ values
-    supports = _lasso_supports(gram, right, n_free, values, candidates.weights)
+    supports = _emphasised_supports(gram, right, n_free, values, candidates)
     solutions = np.zeros((len(gram), len(supports), len(RIDGES)))
     for i, support in enumerate(supports):
         if i and np.array_equal(support, supports[i - 1]):
@@ -96,6 +111,37 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
     flat = solutions.reshape(len(gram), -1)
     sizes = np.repeat([len(support) for support in supports], len(RIDGES))
     return Sweep(candidates.terms, flat[:n_free], flat[n_free:], sizes)
+
+
+def penalties_of(fit: int) -> tuple[float, float, float]:
+    """Return emphasis, LASSO penalty and ridge penalty of a fit in a sweep."""
+    rest, ridge = divmod(fit, len(RIDGES))
+    emphasis, penalty = divmod(rest, len(PENALTIES))
+    return EMPHASES[emphasis], float(PENALTIES[penalty]), RIDGES[ridge]
+
+
+def _emphasised_supports(
+    gram: Float[np.ndarray, "all all"],
+    right: Float[np.ndarray, " all"],
+    n_free: int,
+    values: Float[np.ndarray, " rows"],
+    candidates: Candidates,
+) -> list[Int[np.ndarray, " support"]]:
+    """Return the supports of all paths, one after the other."""
+    joint = np.array([len(term) > 1 for term in candidates.terms], dtype=bool)
+    supports: list[Int[np.ndarray, " support"]] = []
+    for emphasis in EMPHASES:
+        if supports and (joint.all() or not joint.any()):
+            supports += supports[: len(PENALTIES)]
+            continue
+        weights = candidates.weights * np.where(joint, emphasis, 1.0)
+        chosen = np.flatnonzero(weights)
+        index = np.concatenate([np.arange(n_free), n_free + chosen])
+        path = _lasso_supports(
+            gram[np.ix_(index, index)], right[index], n_free, values, weights[chosen]
+        )
+        supports += [chosen[support] for support in path]
+    return supports
 
 
 def _lasso_supports(

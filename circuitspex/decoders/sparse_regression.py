@@ -13,7 +13,7 @@ from circuitspex._checks import check_masks
 from circuitspex.decoders._crossfit import Report, crossfit
 from circuitspex.decoders._regression import characters, covariance
 from circuitspex.decoders._samples import MIN_MASKS, Meter, Samples, draw_samples, gather
-from circuitspex.decoders._selection import PENALTIES, RIDGES, Candidates, Sweep, sweep
+from circuitspex.decoders._selection import Candidates, Sweep, penalties_of, sweep
 from circuitspex.decoders.base import Decoder, unit_labels
 from circuitspex.decoders.exact import transform_all
 from circuitspex.errors import DecoderError, NonFiniteError
@@ -131,7 +131,7 @@ class SparseRegression(Decoder):
         if report.residuals is None:
             return None
         columns = characters(samples.masks, support, self.keep_rate)
-        ridge = RIDGES[report.best % len(RIDGES)] * len(columns)
+        ridge = penalties_of(report.best)[2] * len(columns)
         return torch.from_numpy(
             covariance(
                 columns,
@@ -143,6 +143,7 @@ class SparseRegression(Decoder):
         )
 
     def _diagnostics(self, samples: Samples, fits: Sweep, report: Report) -> dict[str, Any]:
+        emphasis, penalty, ridge = penalties_of(report.best)
         return {
             "design": "bernoulli",
             "n_masks": len(np.unique(samples.mask_ids)),
@@ -150,7 +151,8 @@ class SparseRegression(Decoder):
             "n_prompts": samples.n_prompts,
             "prompts_per_mask": self.prompts_per_mask,
             "n_candidates": len(fits.terms),
-            "n_folds": self.n_folds if report.residuals is not None else 0,
-            "lasso_penalty": float(PENALTIES[report.best // len(RIDGES)]),
-            "ridge": RIDGES[report.best % len(RIDGES)],
+            "held_out": report.residuals is not None,
+            "emphasis": emphasis,
+            "lasso_penalty": penalty,
+            "ridge": ridge,
         }
