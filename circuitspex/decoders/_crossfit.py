@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from circuitspex.decoders._samples import Samples
-from circuitspex.decoders._selection import N_FITS, LARGEST_SUPPORT, Candidates, sweep
+from circuitspex.decoders._selection import LARGEST_SUPPORT, N_FITS, Candidates, sweep
 
 Search = Callable[[Samples, np.random.Generator], Candidates]
 
@@ -84,12 +84,13 @@ def crossfit(
         sizes[fold] = fits.sizes
     total = errors.sum(axis=0)
     floor = 1e-20 * np.square(samples.values).sum()
-    chosen = [_best(total - errors[i], sizes.sum(axis=0), floor) for i in range(n_folds)]
+    size = sizes.sum(axis=0)
+    chosen = [_best(total - errors[i], size - sizes[i], floor) for i in range(n_folds)]
     own = np.array(chosen)[folds][:, None, None]
     reported = np.take_along_axis(residuals, own, axis=2)[..., 0]
     levelled = np.take_along_axis(departures, own, axis=2)[..., 0]
     return Report(
-        _best(total, sizes.sum(axis=0), floor),
+        _best(total, size, floor),
         reported.mean(axis=1),
         held_out_r2(samples, reported, levelled),
     )
@@ -107,9 +108,18 @@ def _deal(
 def _best(
     errors: Float[np.ndarray, " fits"], sizes: Float[np.ndarray, " fits"], floor: float
 ) -> int:
-    """Return the smallest fit whose error is about the least; errors below the floor are zero."""
+    """Return the smallest fit whose error is about the least; errors below the floor are zero.
+
+    Where fits are exact, as in a noiseless game, it is one from the middle of those of the size
+    that most penalties agree on: at the ends of a range of penalties, a few other rows would have
+    changed the support.
+    """
     good = np.flatnonzero(errors <= errors.min() * (1 + _TOLERANCE) + floor)
-    return int(good[np.lexsort((errors[good], sizes[good]))[0]])
+    if errors.min() > floor:
+        return int(good[np.lexsort((errors[good], sizes[good]))[0]])
+    agreed, counts = np.unique(sizes[good], return_counts=True)
+    exact = good[sizes[good] == agreed[counts.argmax()]]
+    return int(exact[len(exact) // 2])
 
 
 def held_out_r2(

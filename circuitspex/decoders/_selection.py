@@ -56,7 +56,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Fits of one set of rows for every emphasis, LASSO penalty and ridge penalty, in this order."""
+    """Fits of one set of rows, one per emphasis, LASSO penalty and ridge penalty, in this order."""
 
     terms: list[Term]
     """The candidates."""
