@@ -29,6 +29,7 @@ from circuitspex.errors import CircuitSpexError
 
 if TYPE_CHECKING:
     from circuitspex.discover import Plan, Result, Settings
+    from circuitspex.report import InteractionRow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -205,9 +206,22 @@ def _show(result: "Result", top: int) -> None:
         f"{interactions.n_evaluations:,} evaluations, keep rate {interactions.keep_rate:g}; "
         + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}")
     )
+    rows = interaction_rows(interactions, top, min_order=2)
+    _out.print(_interactions_table(rows, interactions.n_units) if rows else Text(_NO_JOINT_TERMS))
+    _out.print(Text(str(report)))
+
+
+_NO_JOINT_TERMS = (
+    "No interaction of order 2 or more helped to predict held-out masks. That is what these "
+    "evaluations can tell, not that there is none: raise --budget, lower --keep-rate so that more "
+    "units are ablated together, or restrict --units."
+)
+
+
+def _interactions_table(rows: "list[InteractionRow]", n_units: int) -> Table:
     table = Table("units", "kind", "effect of ablating together", "95 % interval", "Fourier")
-    table.title = f"Strongest interactions of order ≥ 2 among {interactions.n_units} units"
-    for row in interaction_rows(interactions, top, min_order=2):
+    table.title = f"Strongest interactions of order ≥ 2 among {n_units:,} units"
+    for row in rows:
         table.add_row(
             " + ".join(row.units),
             row.kind,
@@ -215,8 +229,7 @@ def _show(result: "Result", top: int) -> None:
             "" if row.low is None else f"{row.low:+.3f} … {row.high:+.3f}",
             f"{row.fourier:+.3f}",
         )
-    _out.print(table)
-    _out.print(Text(str(report)))
+    return table
 
 
 def _read_prompts_per_mask(text: str) -> Any:

@@ -85,6 +85,14 @@ def test_bad_options_give_one_clear_line(arguments: list[str], words: str, tmp_p
     assert words in fail("discover", *arguments, "--out", str(tmp_path))
 
 
+def test_finding_no_interaction_is_said_in_words(tmp_path: Path) -> None:
+    order_one = ["--decoder", "lasso", "--max-order", "1", "--prompts-per-mask", "all"]
+    text = run("discover", *SMALL, *order_one, "--keep-rate", "0.6", "--out", str(tmp_path))
+    assert "That is what these evaluations can tell, not that there is none" in " ".join(
+        text.split()
+    )
+
+
 def test_show_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     assert "holds no finished run" in fail("show", str(tmp_path))
 
