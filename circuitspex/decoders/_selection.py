@@ -138,7 +138,12 @@ def _emphasised_supports(
         chosen = np.flatnonzero(weights)
         index = np.concatenate([np.arange(n_free), n_free + chosen])
         path = _lasso_supports(
-            gram[np.ix_(index, index)], right[index], n_free, values, weights[chosen]
+            gram[np.ix_(index, index)],
+            right[index],
+            n_free,
+            values,
+            weights[chosen],
+            every=2 if supports else 1,
         )
         supports += [chosen[support] for support in path]
     return supports
@@ -150,8 +155,11 @@ def _lasso_supports(
     n_free: int,
     values: Float[np.ndarray, " rows"],
     weights: Float[np.ndarray, " candidates"],
+    every: int,
 ) -> list[Int[np.ndarray, " support"]]:
     """Return the support at every penalty, after projecting out intercept and prompts.
+
+    Only each ``every``-th penalty is solved; those between keep the support before them.
 
     Frisch & Waugh: regressing on what is left of columns and values after the free columns are
     projected out gives the same coefficients as regressing on all of them. Inner products of what
@@ -168,14 +176,16 @@ def _lasso_supports(
     if largest <= 1e-14 * np.abs(values).max(initial=0.0):
         return supports
     start = np.zeros(len(scale))
-    for first in range(1, len(PENALTIES), _STRIDE):
-        penalties = largest * PENALTIES[first : first + _STRIDE]
+    solved = np.arange(1, len(PENALTIES), every)
+    for first in range(0, len(solved), _STRIDE):
+        among = solved[first : first + _STRIDE]
+        penalties = largest * PENALTIES[among]
         path = _lasso_path(left, covariances, energy, len(values), penalties, start)
-        for i, column in enumerate(path.T, start=first):
+        for i, column in zip(among, path.T, strict=True):
             support = np.flatnonzero(column)
             if len(support) > max(1, _MAX_SHARE * len(values)):
-                return supports[:i] + supports[i - 1 : i] * (len(PENALTIES) - i)
-            supports[i] = support
+                return supports
+            supports[i:] = [support] * (len(PENALTIES) - i)
         start = path[:, -1]
     return supports
 
