@@ -85,12 +85,14 @@ def crossfit(
     total = errors.sum(axis=0)
     floor = 1e-20 * np.square(samples.values).sum()
     size = sizes.sum(axis=0)
-    chosen = [_best(total - errors[i], size - sizes[i], floor) for i in range(n_folds)]
+    chosen = [
+        _best(total - errors[i], size - sizes[i], floor, returned=False) for i in range(n_folds)
+    ]
     own = np.array(chosen)[folds][:, None, None]
     reported = np.take_along_axis(residuals, own, axis=2)[..., 0]
     levelled = np.take_along_axis(departures, own, axis=2)[..., 0]
     return Report(
-        _best(total, size, floor),
+        _best(total, size, floor, returned=True),
         reported.mean(axis=1),
         held_out_r2(samples, reported, levelled),
     )
@@ -106,17 +108,23 @@ def _deal(
 
 
 def _best(
-    errors: Float[np.ndarray, " fits"], sizes: Float[np.ndarray, " fits"], floor: float
+    errors: Float[np.ndarray, " fits"],
+    sizes: Float[np.ndarray, " fits"],
+    floor: float,
+    *,
+    returned: bool,
 ) -> int:
     """Return the smallest fit whose error is about the least; errors below the floor are zero.
 
-    Where fits are exact, as in a noiseless game, it is one from the middle of those of the size
-    that most penalties agree on: at the ends of a range of penalties, a few other rows would have
-    changed the support.
+    Where many fits are exact, as in a noiseless game, the one that is returned has the size that
+    most penalties agree on. The one that is reported is the largest: what is too much has
+    coefficient zero, and no other fold could tell if something were missing.
     """
     good = np.flatnonzero(errors <= errors.min() * (1 + _TOLERANCE) + floor)
     if errors.min() > floor:
         return int(good[np.lexsort((errors[good], sizes[good]))[0]])
+    if not returned:
+        return int(good[sizes[good].argmax()])
     agreed, counts = np.unique(sizes[good], return_counts=True)
     exact = good[sizes[good] == agreed[counts.argmax()]]
     return int(exact[len(exact) // 2])
