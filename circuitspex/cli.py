@@ -92,7 +92,7 @@ def discover_command(
     ] = "logit_difference",
     circuit_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Units in the circuit. [default: half, at most 20, all active]"),
+        typer.Option(min=1, help="Units in the circuit. [default: half of all]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts and masks.")] = 0,
     out: Annotated[

@@ -54,7 +54,7 @@ class Settings:
     metric: str = "logit_difference"
     """What is measured, by name."""
     circuit_size: int | None = None
-    """Units in the circuit; None is half of all, at most 20, only ones that act."""
+    """Units in the circuit; None is half of all."""
     seed: int = 0
     """Seed of prompts and masks."""
     dtype: str = "float32"
@@ -79,6 +79,7 @@ class Settings:
             decoder=decoder,
             keep_rate=(0.5 if exact else 0.95) if self.keep_rate is None else self.keep_rate,
             prompts_per_mask=("all" if exact else 1) if drawn == "auto" else drawn,
+            circuit_size=self.circuit_size or max(1, n_units // 2),
             n_units=n_units,
             n_prompts=n_prompts,
         )
@@ -94,6 +95,8 @@ class Plan:
     """Share of units that a mask keeps."""
     prompts_per_mask: int | Literal["all"]
     """Prompts that each mask is evaluated on."""
+    circuit_size: int
+    """Units in the circuit."""
     n_units: int
     """How many units there are."""
     n_prompts: int
@@ -209,7 +212,7 @@ def discover(
         )
         spex.spec.save(folder / "spec.json")
         interactions.save(folder / "interactions.json")
-        circuit = spex.circuit(interactions, settings.circuit_size or default_size(interactions))
+        circuit = spex.circuit(interactions, plan.circuit_size)
         circuit.save(folder / "circuit.json")
         verification = spex.verify(circuit)
         verification.save(folder / "verification.json")
@@ -223,19 +226,6 @@ def discover(
         spex.track(page)
         counts = spex.evaluation.n_evaluated, spex.evaluation.n_replayed
     return Result(folder, spex.spec, interactions, circuit, verification, *counts)
-
-
-def default_size(interactions: Interactions) -> int:
-    """Choose the size of a circuit: half of all units, at most 20, and only units that act.
-
-    Args:
-        interactions: What was decoded.
-
-    Returns:
-        At least 1.
-    """
-    active = {unit for term in interactions.support for unit in term}
-    return max(1, min(20, interactions.n_units // 2, len(active)))
 
 
 def _read_dtype(name: str) -> torch.dtype:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitspex.discover import Result, Settings, default_size, discover
+from circuitspex.discover import Result, Settings, discover
 from circuitspex.errors import ModelError, ResultError
-from circuitspex.interactions import Interactions
 
 SMALL = Settings(units="heads@1", n_prompts=2, budget=32)
 
@@ -30,17 +29,10 @@ def test_what_is_set_stays_set() -> None:
     assert (plan.decoder, plan.keep_rate, plan.prompts_per_mask) == ("lasso", 0.8, 3)
 
 
-def test_default_circuit_holds_only_units_that_act() -> None:
-    found = Interactions(
-        n_units=50,
-        units=tuple(map(str, range(50))),
-        basis="fourier",
-        origin=None,
-        keep_rate=0.9,
-        support=((), (3,), (3, 9)),
-        coefficients=torch.ones(3, dtype=torch.float64),
-    )
-    assert default_size(found) == 2
+@pytest.mark.parametrize(("n_units", "size"), [(1, 1), (8, 4), (270, 135)])
+def test_a_circuit_is_half_of_the_units_unless_said(n_units: int, size: int) -> None:
+    assert Settings().resolve(n_units, 16).circuit_size == size
+    assert Settings(circuit_size=7).resolve(n_units, 16).circuit_size == 7
 
 
 def test_result_reads_back_what_was_written(tmp_path: Path) -> None:
