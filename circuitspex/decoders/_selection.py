@@ -159,7 +159,8 @@ def _lasso_supports(
 ) -> list[Int[np.ndarray, " support"]]:
     """Return the support at every penalty, after projecting out intercept and prompts.
 
-    Only each ``every``-th penalty is solved; those between keep the support before them.
+    Only each ``every``-th penalty is solved, and supports end at so many times fewer terms; the
+    penalties between keep the support before them.
 
     Frisch & Waugh: regressing on what is left of columns and values after the free columns are
     projected out gives the same coefficients as regressing on all of them. Inner products of what
@@ -183,7 +184,7 @@ def _lasso_supports(
         path = _lasso_path(left, covariances, energy, len(values), penalties, start)
         for i, column in zip(among, path.T, strict=True):
             support = np.flatnonzero(column)
-            if len(support) > max(1, _MAX_SHARE * len(values)):
+            if len(support) > max(1, _MAX_SHARE / every * len(values)):
                 return supports
             supports[i:] = [support] * (len(PENALTIES) - i)
         start = path[:, -1]
