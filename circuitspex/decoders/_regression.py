@@ -99,9 +99,9 @@ def solve_gram(
     shape = (-1,) + (1,) * (right.ndim - 1)
     right = right * scale.reshape(shape)
     try:
-        factor = cho_factor(scaled, lower=True)
+        factor = cho_factor(scaled, lower=True, check_finite=False)
         if np.diag(factor[0]).min() > 1e-6:
-            return cho_solve(factor, right) * scale.reshape(shape)
+            return cho_solve(factor, right, check_finite=False) * scale.reshape(shape)
     except np.linalg.LinAlgError:
         pass
     eigenvalues, vectors = eigh(scaled)
