@@ -197,7 +197,7 @@ def default_folder(settings: "Settings") -> Path:
 
 
 def _show(result: "Result", top: int) -> None:
-    from circuitspex.report import interaction_rows
+    from circuitspex.report import NO_JOINT_TERMS, interaction_rows
 
     interactions, report = result.interactions, result.verification
     r2 = interactions.held_out_r2
@@ -207,15 +207,8 @@ def _show(result: "Result", top: int) -> None:
         + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}")
     )
     rows = interaction_rows(interactions, top, min_order=2)
-    _out.print(_interactions_table(rows, interactions.n_units) if rows else Text(_NO_JOINT_TERMS))
+    _out.print(_interactions_table(rows, interactions.n_units) if rows else Text(NO_JOINT_TERMS))
     _out.print(Text(str(report)))
-
-
-_NO_JOINT_TERMS = (
-    "No interaction of order 2 or more helped to predict held-out masks. That is what these "
-    "evaluations can tell, not that there is none: raise --budget, lower --keep-rate so that more "
-    "units are ablated together, or restrict --units."
-)
 
 
 def _interactions_table(rows: "list[InteractionRow]", n_units: int) -> Table:

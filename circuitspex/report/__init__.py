@@ -4,9 +4,10 @@ from circuitspex.report.circuit_figure import circuit_figure
 from circuitspex.report.effect_map import head_map_image
 from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
 from circuitspex.report.page import render_page, write_page
-from circuitspex.report.tables import InteractionRow, interaction_rows
+from circuitspex.report.tables import NO_JOINT_TERMS, InteractionRow, interaction_rows
 
 __all__ = [
+    "NO_JOINT_TERMS",
     "InteractionRow",
     "circuit_figure",
     "effect_figure",

@@ -102,11 +102,12 @@ def _circuit_section(
     n_drawn = len(drawn_rows(interactions, _N_LINKS))
     clear = "" if interactions.std_errors is None else " whose interval excludes zero"
     chosen = f"The {len(members)} filled units are the circuit. " if circuit else ""
-    note = (
-        f"{chosen}Drawn are the {n_drawn} largest interactions{clear}; width shows size, a diamond "
-        "joins the members of a larger set and bears its order. Hover for numbers; click a legend "
-        "entry to hide it."
+    drawn = (
+        f"Drawn are the {n_drawn} largest interactions{clear}; width shows size, a diamond joins "
+        "the members of a larger set and bears its order. Hover for numbers; click a legend entry "
+        "to hide it."
     )
+    note = chosen + (drawn if n_drawn else f"There is no interaction{clear} to draw.")
     heading = "The circuit" if circuit else "The largest interactions"
     return _section(heading, note, [_figure("circuit", figure)])
 

@@ -7,7 +7,7 @@ from typing import Any
 from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
 from circuitspex.interactions import Interactions
-from circuitspex.report.tables import InteractionRow, interaction_rows, number
+from circuitspex.report.tables import NO_JOINT_TERMS, InteractionRow, interaction_rows, number
 from circuitspex.spec import Spec
 
 _N_ROWS = 40
@@ -139,8 +139,12 @@ def interactions_table(interactions: Interactions) -> str:
         "none": "not given, as the values are exact",
     }
     note = (
-        f"The {min(len(larger), _N_ROWS)} largest of {len(larger)} interactions, ranked by effect. "
-        f"Effect: Möbius coefficient at the intact model. Intervals cover 95 %, "
+        (
+            f"The {min(len(larger), _N_ROWS)} largest of {len(larger)} interactions, by effect. "
+            if larger
+            else f"{NO_JOINT_TERMS} "
+        )
+        + f"Effect: Möbius coefficient at the intact model. Intervals cover 95 %, "
         f"{sources[interactions.error_source]}; grey ones include zero. On average: Fourier "
         f"coefficient over masks that keep each unit at rate {interactions.keep_rate:g}."
     )

@@ -7,6 +7,13 @@ from circuitspex.interactions import Interactions, kind
 _NORMAL_95 = 1.959963984540054
 _CANCELLED = 1e-12  # of the largest: what rounding leaves of terms that a conversion cancels
 
+NO_JOINT_TERMS = (
+    "No interaction of two or more units helped to predict held-out masks. That is what these "
+    "evaluations can tell, not that there is none. A larger budget, a lower keep rate, which "
+    "ablates more units together, or fewer units would show more."
+)
+"""What to say where :func:`interaction_rows` has nothing of order 2 or more."""
+
 
 class InteractionRow(NamedTuple):
     """One interaction, the way tables and tooltips show it."""
