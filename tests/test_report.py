@@ -500,3 +500,11 @@ def test_plotly_is_imported_only_to_draw():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "True"]
+
+
+def test_a_page_without_joint_terms_says_what_that_means():
+    alone = make_interactions(terms={(0,): 1.0, (3,): -2.0})
+    page = render_page(make_spec(), alone, make_circuit(), make_report())
+    assert "not that there is none" in page
+    assert "There is no interaction" in page
+    assert "0 largest" not in page
