@@ -307,7 +307,6 @@ class Ablated:
     def _capture(self, tokens: Tensor) -> dict[str, Tensor]:
         tokens = tokens.to(self.model.cfg.device)
         kept = torch.ones(len(tokens), len(self.units), dtype=torch.bool, device=tokens.device)
-        parts: list[dict[str, Tensor]] = []
 
         def run(rows: slice) -> dict[str, Tensor]:
             self._captured = {}

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 ErrorSource: TypeAlias = Literal["masks", "prompts", "none"]
 
-_NORMAL_95 = 1.959963984540054
+NORMAL_95 = 1.959963984540054
+"""Standard errors from an estimate to either end of its 95 % interval."""
 _MAX_COVARIANCE_TERMS = 4096
 _FIELDS = {
     "n_units": int,
@@ -232,7 +233,7 @@ class Interactions:
         if self.std_errors is None:
             return None
         centre, error = float(self.coefficients[index]), float(self.std_errors[index])
-        return centre - _NORMAL_95 * error, centre + _NORMAL_95 * error
+        return centre - NORMAL_95 * error, centre + NORMAL_95 * error
 
     def energy_by_order(self) -> dict[int, float]:
         """Split the variance of the set function by how many units act together.
@@ -304,8 +305,8 @@ class Interactions:
                 "order": [len(self.support[i]) for i in ranking],
                 "coefficient": coefficients.numpy(),
                 "std_error": errors.numpy(),
-                "low": (coefficients - _NORMAL_95 * errors).numpy(),
-                "high": (coefficients + _NORMAL_95 * errors).numpy(),
+                "low": (coefficients - NORMAL_95 * errors).numpy(),
+                "high": (coefficients + NORMAL_95 * errors).numpy(),
             }
         )
 

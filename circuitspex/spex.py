@@ -104,7 +104,7 @@ class CircuitSpex:
             This object, now a set function.
         """
         with ExitStack() as exits:
-            ablated = exits.enter_context(self._ablate(self.task))
+            ablated = exits.enter_context(self._ablate(self.task, probe=self._probe))
             described = describe_evaluation(ablated, self.task, self._metric)
             self._spec = Spec(described, versions=current_versions())
             store = self._open_store(exits)
@@ -272,7 +272,8 @@ class CircuitSpex:
                 self.evaluation, circuit, held_out=False, label=self.task.name, notes=notes
             )
         else:
-            with self._ablate(other) as ablated:
+            # The model was probed when this block was entered.
+            with self._ablate(other, probe=False) as ablated:
                 fresh = Evaluation(
                     ablated, other, self._metric, MemoryStore(self.n_units, len(other))
                 )
@@ -305,12 +306,10 @@ class CircuitSpex:
             f"masks it was learnt from about {p:.0%}."
         )
 
-    def _ablate(self, task: Task) -> Ablated:
+    def _ablate(self, task: Task, *, probe: bool) -> Ablated:
         reference = task.counterfactuals or task.tokens
         replacement = replacements.get(self._ablation, reference, task.counterfactuals)
-        return ablate(
-            self.model, self.units, replacement, batch_size=self._batch_size, probe=self._probe
-        )
+        return ablate(self.model, self.units, replacement, batch_size=self._batch_size, probe=probe)
 
     def _open_store(self, exits: ExitStack) -> Store:
         if self._store is None:

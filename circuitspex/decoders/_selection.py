@@ -97,9 +97,11 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
     right = design.T @ values
     supports = _emphasised_supports(gram, right, n_free, values, candidates)
     solutions = np.zeros((len(gram), len(supports), len(RIDGES)))
+    solved: dict[bytes, int] = {}
     for i, support in enumerate(supports):
-        if i and np.array_equal(support, supports[i - 1]):
-            solutions[:, i] = solutions[:, i - 1]
+        same = solved.setdefault(support.tobytes(), i)
+        if same != i:
+            solutions[:, i] = solutions[:, same]
             continue
         index = np.concatenate([np.arange(n_free), n_free + support])
         block = gram[np.ix_(index, index)]

@@ -6,14 +6,13 @@ from typing import Any
 
 from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
-from circuitspex.interactions import Interactions
+from circuitspex.interactions import NORMAL_95, Interactions
 from circuitspex.report.tables import NO_JOINT_TERMS, InteractionRow, interaction_rows, number
 from circuitspex.spec import Spec
 
 _N_ROWS = 40
 _N_SINGLE_ROWS = 30
 _N_CHARACTERS = 160  # of a prompt
-_NORMAL_95 = 1.959963984540054
 
 
 def title(spec: Spec) -> str:
@@ -107,7 +106,7 @@ def verification(report: CircuitReport) -> str:
 
 
 def _track(report: CircuitReport) -> str:
-    error = _NORMAL_95 * (report.std_error or 0.0)
+    error = NORMAL_95 * (report.std_error or 0.0)
     ends = (report.faithfulness - error, report.faithfulness, report.faithfulness + error)
     low, share, high = (100 * min(max(end, 0.0), 1.0) for end in ends)
     return (

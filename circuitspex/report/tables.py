@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from circuitspex.interactions import Interactions, kind
+from circuitspex.interactions import NORMAL_95, Interactions, kind
 
-_NORMAL_95 = 1.959963984540054
 _CANCELLED = 1e-12  # of the largest: what rounding leaves of terms that a conversion cancels
 
 NO_JOINT_TERMS = (
@@ -67,7 +66,7 @@ def interaction_rows(
 
 def _row(rank: int, intact: Interactions, i: int, fourier: float) -> InteractionRow:
     indices, coefficient = intact.support[i], float(intact.coefficients[i])
-    error = None if intact.std_errors is None else _NORMAL_95 * float(intact.std_errors[i])
+    error = None if intact.std_errors is None else NORMAL_95 * float(intact.std_errors[i])
     return InteractionRow(
         rank=rank,
         indices=indices,
