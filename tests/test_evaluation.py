@@ -1,14 +1,13 @@
 """A model, a task and units as a set function: true values, each evaluated once and never lost."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import outputs_by_hash_seed
 from slow_truth import (
     activations,
     mean_activations,
@@ -438,16 +437,7 @@ print(json.dumps(describe_evaluation(block, task, metric), sort_keys=True))
 
 
 def test_the_description_is_the_same_in_every_process():
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", DESCRIBE],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PATH": ""},
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    printed = outputs_by_hash_seed(DESCRIBE)
     assert printed[0] == printed[1]
     assert json.loads(printed[0])["n_units"] == 8
 
