@@ -5,7 +5,7 @@ import sys
 
 
 def outputs_by_hash_seed(code: str) -> list[str]:
-    """Return what the code prints under two different orders of sets and dictionaries of strings."""
+    """Return what the code prints under two different orders of sets of strings."""
     return [
         subprocess.run(
             [sys.executable, "-c", code],
