@@ -15,7 +15,8 @@ from circuitspex import tasks
 from circuitspex.tasks import Task
 
 # decoding
-from circuitspex import decoders, designs, transforms
+from circuitspex import decoders, designs, indices, transforms
+from circuitspex.indices import IndexValues
 from circuitspex.interactions import Interactions
 
 # circuits and their criteria
@@ -36,6 +37,7 @@ __all__ = [
     "Circuit",
     "CircuitReport",
     "CircuitSpex",
+    "IndexValues",
     "Interactions",
     "Spec",
     "Task",
@@ -48,6 +50,7 @@ __all__ = [
     "designs",
     "errors",
     "heads",
+    "indices",
     "masks",
     "mean",
     "metrics",

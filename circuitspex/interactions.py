@@ -6,12 +6,11 @@ basis, whose coefficients answer questions about ablations; :meth:`Interactions.
 into the other and carries the errors along.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,7 +20,10 @@ from torch import Tensor
 
 from circuitspex._checks import check_masks
 from circuitspex._documents import pack_matrix, read_document, unpack_matrix, write_document
-from circuitspex.errors import MissingExtraError, ResultError
+from circuitspex._ranking import NORMAL_95 as NORMAL_95
+from circuitspex._ranking import RankedInteraction, Terms
+from circuitspex.errors import ResultError
+from circuitspex.indices import IndexValues, check_index, index_conversion
 from circuitspex.transforms import BasisName, Coordinates, Origin, convert, evaluate
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 ErrorSource: TypeAlias = Literal["masks", "prompts", "none"]
 
-NORMAL_95 = 1.959963984540054
-"""Standard errors from an estimate to either end of its 95 % interval."""
 _MAX_COVARIANCE_TERMS = 4096
 _FIELDS = {
     "n_units": int,
@@ -49,17 +49,6 @@ _FIELDS = {
     "decoder": str,
     "diagnostics": dict[str, Any],
 }
-
-
-class RankedInteraction(NamedTuple):
-    """One interaction of a ranking."""
-
-    units: tuple[str, ...]
-    """Labels of the units that act together."""
-    coefficient: float
-    """Its coefficient, in the units of the value (logits)."""
-    interval: tuple[float, float] | None
-    """95 % interval of the coefficient; None where no errors are known."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,6 +122,10 @@ class Interactions:
     def _set(self, **fields: object) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def _terms(self) -> Terms:
+        return Terms(self.units, self.support, self.coefficients, self.std_errors)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -216,24 +209,7 @@ class Interactions:
         Returns:
             The largest first; equal ones in the order of the support.
         """
-        orders = range(min_order, 1 + (self.n_units if max_order is None else max_order))
-        ranked = [i for i in self._ranking() if len(self.support[i]) in orders]
-        return [
-            RankedInteraction(self._labels(i), float(self.coefficients[i]), self._interval(i))
-            for i in ranked[:k]
-        ]
-
-    def _ranking(self) -> list[int]:
-        return self.coefficients.abs().argsort(descending=True, stable=True).tolist()
-
-    def _labels(self, index: int) -> tuple[str, ...]:
-        return tuple(self.units[unit] for unit in self.support[index])
-
-    def _interval(self, index: int) -> tuple[float, float] | None:
-        if self.std_errors is None:
-            return None
-        centre, error = float(self.coefficients[index]), float(self.std_errors[index])
-        return centre - NORMAL_95 * error, centre + NORMAL_95 * error
+        return self._terms.top(k, min_order, max_order)
 
     def energy_by_order(self) -> dict[int, float]:
         """Split the variance of the set function by how many units act together.
@@ -293,50 +269,65 @@ class Interactions:
             ``coefficient``, ``std_error``, ``low``, ``high`` (95 % interval; missing values
             where no errors are known).
         """
-        import pandas as pd  # takes longer to import than all the rest of this package
+        return self._terms.to_dataframe("coefficient")
 
-        ranking = self._ranking()
-        unknown = torch.full_like(self.coefficients, math.nan)
-        errors = (unknown if self.std_errors is None else self.std_errors)[ranking]
-        coefficients = self.coefficients[ranking]
-        return pd.DataFrame(
-            {
-                "units": [" + ".join(self._labels(i)) or "∅" for i in ranking],
-                "order": [len(self.support[i]) for i in ranking],
-                "coefficient": coefficients.numpy(),
-                "std_error": errors.numpy(),
-                "low": (coefficients - NORMAL_95 * errors).numpy(),
-                "high": (coefficients + NORMAL_95 * errors).numpy(),
-            }
-        )
+    def index(self, name: str, max_order: int | None = None) -> IndexValues:
+        """Distribute the set function over sets of units by an index of game theory.
 
-    def to_shapiq(self) -> "InteractionValues":
-        """Convert to shapiq's result type, Möbius coefficients at the ablated origin.
+        Computed exactly from the sparse coefficients, as one linear map that carries the full
+        covariance along; terms are never expanded beyond subsets of ``max_order`` units. Indices
+        are defined from the fully ablated model up, whatever basis and origin these
+        coefficients have.
+
+        Args:
+            name: ``"SV"`` (Shapley values), ``"BV"`` (Banzhaf values), ``"SII"``, ``"BII"``,
+                ``"k-SII"``, ``"STII"``, ``"FSII"``, ``"FBII"``, ``"OR"`` or ``"Moebius"``; see
+                :data:`circuitspex.indices.INDICES`.
+            max_order: Most units in one set. When None, 1 for values; every order for ``"OR"`` and
+                ``"Moebius"``; 2 for the rest.
 
         Returns:
-            ``shapiq.InteractionValues`` with index "Moebius".
+            The index. Sets that are not in its support have the value 0.
+
+        Raises:
+            ResultError: If there is no such index, or too many subsets would be needed.
+        """  # noqa: DOC502
+        order = check_index(name, max_order)
+        support, matrix = index_conversion(name, self.support, self.coordinates, order)
+        std_errors, covariance = self._carry_errors(matrix)
+        largest = max(map(len, support), default=0)
+        ablated = torch.zeros(1, self.n_units, dtype=torch.bool)
+        return IndexValues(
+            index=name,
+            max_order=largest if order is None else order,
+            n_units=self.n_units,
+            units=self.units,
+            support=support,
+            values=torch.from_numpy(matrix @ self.coefficients.numpy()),
+            std_errors=std_errors,
+            covariance=covariance,
+            baseline=float(self.predict(ablated)),
+            exact=self.error_source == "none",
+            n_evaluations=self.n_evaluations,
+        )
+
+    def to_shapiq(
+        self, index: str = "Moebius", max_order: int | None = None
+    ) -> "InteractionValues":
+        """Convert to shapiq's result type, whose plots then work.
+
+        Args:
+            index: As for :meth:`index`, without ``"OR"``, which shapiq does not know.
+            max_order: As for :meth:`index`.
+
+        Returns:
+            ``shapiq.InteractionValues``.
 
         Raises:
             MissingExtraError: If shapiq is not installed.
-        """
-        try:
-            from shapiq import InteractionValues
-        except ImportError as error:
-            raise MissingExtraError(
-                "to_shapiq needs shapiq; install it with: pip install 'circuitspex[shapiq]'"
-            ) from error
-        terms = self.to("moebius", "ablated")
-        values = dict(zip(terms.support, terms.coefficients.tolist(), strict=True))
-        return InteractionValues(
-            values,
-            index="Moebius",
-            n_players=self.n_units,
-            min_order=0,
-            max_order=max(map(len, terms.support), default=0),
-            baseline_value=values.get((), 0.0),
-            estimated=self.error_source != "none",
-            estimation_budget=self.n_evaluations,
-        )
+            ResultError: As for :meth:`index`.
+        """  # noqa: DOC502
+        return self.index(index, max_order).to_shapiq()
 
     def __repr__(self) -> str:
         """Return one line: where the coefficients live, how many there are, how well they fit."""

@@ -19,7 +19,7 @@ same way, whatever the origin.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -246,15 +246,42 @@ def convert(
             f"{_MAX_EXPANDED_ORDER} units a term are converted. Keep the coordinates, or decode "
             "with a smaller max_order."
         )
+    weights = {
+        (order, size): offset ** (order - size) * slope**size
+        for order in (terms.shape[1] for _, terms in groups)
+        for size in range(order + 1)
+    }
+    return expand(support, weights)
+
+
+def expand(
+    support: Sequence[tuple[int, ...]], weights: Mapping[tuple[int, int], float]
+) -> Conversion:
+    """Write every term as a sum over its subsets, weighted by the sizes of both.
+
+    Args:
+        support: Sorted index tuples, each once.
+        weights: Weight of a subset, by the order of the term and the size of the subset. Sizes
+            that are not listed, or weigh exactly 0, are left out.
+
+    Returns:
+        The subsets that were reached, and the matrix from coefficients of terms to theirs.
+
+    Example:
+        >>> expand([(0, 1, 4)], {(3, 1): 0.5}).support
+        ((0,), (1,), (4,))
+    """
     # (new terms, columns, value) of the matrix's entries, gathered by the order of the new term
     pieces: dict[int, list[tuple[np.ndarray, np.ndarray, float]]] = {}
-    for positions, terms in groups:
+    for positions, terms in _by_order(support):
         order = terms.shape[1]
-        for size in range(order + 1) if offset != 0 else [order]:
+        for size in range(order + 1):
+            weight = weights.get((order, size), 0.0)
+            if weight == 0:
+                continue
             chosen = np.array(list(combinations(range(order), size)), dtype=np.intp)
             subsets = terms[:, chosen].reshape(len(terms) * len(chosen), size)
             columns = np.repeat(positions, len(chosen))
-            weight = offset ** (order - size) * slope**size
             pieces.setdefault(size, []).append((subsets, columns, weight))
     return _assemble(pieces, len(support))
 

@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "circuitspex"
 
 LEVELS = [
-    {"errors", "_types", "_checks", "_documents", "spec"},
+    {"errors", "_types", "_checks", "_documents", "_ranking", "spec"},
     {"masks", "units", "batching"},
     {"transforms", "replacements", "metrics", "store", "designs", "tasks"},
-    {"interactions", "ablation", "models"},
+    {"indices", "interactions", "ablation", "models"},
     {"decoders", "evaluation", "lenses"},
     {"circuit"},
     {"criteria"},
@@ -28,11 +28,12 @@ PEERS = {
     ("_documents", "errors"),
     ("_documents", "spec"),
     ("spec", "errors"),
+    ("interactions", "indices"),
     ("tracking", "report"),  # what is logged is what the report shows
 }
 """Who may import whom within one level."""
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-MATHEMATICS = {"masks", "transforms", "designs", "decoders", "interactions", "store"}
+MATHEMATICS = {"masks", "transforms", "designs", "decoders", "indices", "interactions", "store"}
 MODEL = {"units", "batching", "replacements", "metrics", "ablation", "tasks", "models"}
 FENCES = {
     "transformer_lens": {"units", "ablation", "models"},
