@@ -3,6 +3,7 @@
 Each game is a set function with ``n_units``; ``truth`` is what it would return without noise.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +16,9 @@ Term = tuple[int, ...]
 
 def characters(masks: np.ndarray, support: Sequence[Term], keep_rate: float) -> np.ndarray:
     """Return the Fourier characters of every term, one column each, written out term by term."""
-    z = (masks - keep_rate) / np.sqrt(keep_rate * (1 - keep_rate))
-    return np.stack([z[:, list(term)].prod(axis=1) for term in support], axis=1)
+    sd = np.sqrt(keep_rate * (1 - keep_rate))
+    columns = [((masks[:, list(term)] - keep_rate) / sd).prod(axis=1) for term in support]
+    return np.stack(columns, axis=1)
 
 
 @dataclass
@@ -162,9 +164,31 @@ def hierarchy(n_units: int, seed: int = 0) -> SparseGame:
     return SparseGame(n_units, list(terms), rng.uniform(-1, 1, len(terms)))
 
 
+def gates(n_units: int, seed: int = 0) -> SparseGame:
+    """Five ORs, five ANDs and five XORs of two to four units, each with a weight of its own.
+
+    Hierarchical terms (of ORs and ANDs) beside terms with nothing below them (of XORs).
+    """
+    rng = np.random.default_rng(seed)
+    spectrum: dict[Term, float] = {(): 0.0}
+    for gate in (np.any, np.all, lambda kept, axis: kept.sum(axis=axis) % 2 == 1):
+        for _ in range(5):
+            units = random_terms(n_units, 1, int(rng.integers(2, 5)), rng)[0]
+            weight = rng.uniform(0.5, 1.5)
+            kept = np.array(list(itertools.product([False, True], repeat=len(units))))
+            subsets = [tuple(np.flatnonzero(row).tolist()) for row in kept]
+            shares = characters(kept, subsets, 0.5).T @ gate(kept, axis=1) / len(kept)
+            for subset, share in zip(subsets, shares, strict=True):
+                term = tuple(units[i] for i in subset)
+                spectrum[term] = spectrum.get(term, 0.0) + weight * share
+    kept_terms = [term for term, value in spectrum.items() if abs(value) > 1e-12]
+    return SparseGame(n_units, kept_terms, np.array([spectrum[term] for term in kept_terms]))
+
+
 Game = SparseGame | HeadsGame
 GAMES: dict[str, Callable[[int, int], Game]] = {
     "heads": HeadsGame,
     "sch": hierarchy,
     "peak": peak,
+    "gates": gates,
 }
