@@ -110,7 +110,7 @@ class Cell:
         masks[0], masks[1] = False, True
         return torch.from_numpy(masks), self.make()(torch.from_numpy(masks)).double()
 
-    def test(self) -> tuple[np.ndarray, np.ndarray]:
+    def fresh(self) -> tuple[np.ndarray, np.ndarray]:
         """Draw 2,000 fresh masks, with the truth."""
         masks = self._uniform(2000, 1)
         return masks, self.make().truth(torch.from_numpy(masks))
@@ -167,7 +167,7 @@ def f1_by_order(truth: set[Term], found: set[Term]) -> dict[str, float]:
 
 def scores(cell: Cell, spectrum: dict[Term, float]) -> dict[str, Any]:
     """Judge a spectrum in the parity convention."""
-    masks, truth = cell.test()
+    masks, truth = cell.fresh()
     row: dict[str, Any] = {
         "r2": r2(truth, parity_predict(spectrum, masks)),
         "terms": len(support(spectrum)),
