@@ -336,9 +336,9 @@ def test_max_order_is_kept(name):
     assert max(map(len, found.support)) == 1
 
 
-def test_lasso_takes_higher_orders_as_two():
-    found = decoders.get("lasso", max_order=4).decode(sparse_game(order=3), budget=300, seed=0)
-    assert max(map(len, found.support)) == 2
+def test_lasso_refuses_orders_that_it_does_not_look_for():
+    with pytest.raises(DecoderError, match="lasso needs max_order from 1 to 3; got 4"):
+        decoders.get("lasso", max_order=4)
 
 
 def test_exact_keeps_every_order_unless_told():
