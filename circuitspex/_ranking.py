@@ -35,14 +35,20 @@ class Terms(NamedTuple):
     """One per term."""
     std_errors: Tensor | None
     """One per term, where known."""
+    p_values: Tensor | None = None
+    """One per term, where known."""
 
     def top(self, k: int, min_order: int, max_order: int | None) -> list[RankedInteraction]:
         """Return the ``k`` largest terms within a range of orders, equal ones in their order."""
         orders = range(min_order, 1 + (len(self.units) if max_order is None else max_order))
-        ranked = [i for i in self._ranking() if len(self.support[i]) in orders]
+        return self.ranked({i for i, term in enumerate(self.support) if len(term) in orders})[:k]
+
+    def ranked(self, chosen: set[int]) -> list[RankedInteraction]:
+        """Return some of the terms, the largest first, equal ones in their order."""
         return [
             RankedInteraction(self._labels(i), float(self.values[i]), self._interval(i))
-            for i in ranked[:k]
+            for i in self._ranking()
+            if i in chosen
         ]
 
     def to_dataframe(self, value_name: str) -> "pd.DataFrame":
@@ -53,7 +59,7 @@ class Terms(NamedTuple):
         unknown = torch.full_like(self.values, math.nan)
         errors = (unknown if self.std_errors is None else self.std_errors)[ranking]
         values = self.values[ranking]
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "units": [" + ".join(self._labels(i)) or "∅" for i in ranking],
                 "order": [len(self.support[i]) for i in ranking],
@@ -63,6 +69,9 @@ class Terms(NamedTuple):
                 "high": (values + NORMAL_95 * errors).numpy(),
             }
         )
+        if self.p_values is not None:
+            table["p_value"] = self.p_values[ranking].numpy()
+        return table
 
     def _ranking(self) -> list[int]:
         return self.values.abs().argsort(descending=True, stable=True).tolist()

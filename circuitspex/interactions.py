@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ErrorSource: TypeAlias = Literal["masks", "prompts", "none"]
 
 _MAX_COVARIANCE_TERMS = 4096
+_OPTIONAL = ("std_errors", "covariance", "held_out_coefficients", "prompt_coefficients")
 _FIELDS = {
     "n_units": int,
     "units": list[str],
@@ -43,6 +44,8 @@ _FIELDS = {
     "coefficients": list[float],
     "std_errors": list[float] | None,
     "covariance": str | None,
+    "held_out_coefficients": list[float] | None,
+    "prompt_coefficients": list[list[float]] | None,
     "error_source": ErrorSource,
     "n_evaluations": int,
     "held_out_r2": float | None,
@@ -93,6 +96,12 @@ class Interactions:
     """One per term; the square roots of the covariance's diagonal where only that is given."""
     covariance: Float[Tensor, "coefficients coefficients"] | None = None
     """Of the estimated coefficients, where known."""
+    held_out_coefficients: Float[Tensor, " coefficients"] | None = None
+    """Estimates from rows that had no part in choosing the term, zero where such rows would not
+    have chosen it: what :attr:`p_values` are made of. ``coefficients`` predict better."""
+    prompt_coefficients: Float[Tensor, "coefficients prompts"] | None = None
+    """The same terms in every prompt's own game, where all prompts were evaluated on every mask;
+    ``coefficients`` are their mean."""
     error_source: ErrorSource = "none"
     """What the errors are about: the masks drawn, the prompts drawn, or nothing (exact)."""
     n_evaluations: int = 0
@@ -111,11 +120,12 @@ class Interactions:
         self._set(support=tuple(support[i] for i in order), units=tuple(self.units))
         self._set(diagnostics=dict(self.diagnostics))
         _check_terms(self)
-        for name, n_axes in (("coefficients", 1), ("std_errors", 1), ("covariance", 2)):
+        for name in ("coefficients", *_OPTIONAL):
             tensor = getattr(self, name)
             if tensor is not None:
-                checked = _check_tensor(name, tensor, (len(support),) * n_axes)
-                self._set(**{name: checked[np.ix_(*[order] * n_axes)]})
+                checked = _check_tensor(name, tensor, _shape(name, tensor, len(support)))
+                arranged = checked[np.ix_(order, order)] if name == "covariance" else checked[order]
+                self._set(**{name: arranged})
         if self.std_errors is None and self.covariance is not None:
             self._set(std_errors=self.covariance.diagonal().clamp(min=0).sqrt())
 
@@ -125,7 +135,7 @@ class Interactions:
 
     @property
     def _terms(self) -> Terms:
-        return Terms(self.units, self.support, self.coefficients, self.std_errors)
+        return Terms(self.units, self.support, self.coefficients, self.std_errors, self.p_values)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -168,6 +178,7 @@ class Interactions:
             return self
         support, matrix = convert(self.support, self.coordinates, target)
         std_errors, covariance = self._carry_errors(matrix)
+        held_out, each_prompt = self.held_out_coefficients, self.prompt_coefficients
         return replace(
             self,
             basis=target.basis,
@@ -177,6 +188,12 @@ class Interactions:
             coefficients=torch.from_numpy(matrix @ self.coefficients.numpy()),
             std_errors=std_errors,
             covariance=covariance,
+            held_out_coefficients=None
+            if held_out is None
+            else torch.from_numpy(matrix @ held_out.numpy()),
+            prompt_coefficients=None
+            if each_prompt is None
+            else torch.from_numpy(matrix @ each_prompt.numpy()),
         )
 
     def _carry_errors(self, matrix: sparse.csr_array) -> tuple[Tensor | None, Tensor | None]:
@@ -211,6 +228,69 @@ class Interactions:
         """
         return self._terms.top(k, min_order, max_order)
 
+    @property
+    def p_values(self) -> Float[Tensor, " coefficients"] | None:
+        """Two-sided p-values of every term, from rows that had no part in choosing it.
+
+        None where there are no such rows or no errors. Normal approximation.
+        """
+        if self.held_out_coefficients is None or self.std_errors is None:
+            return None
+        exact = self.std_errors == 0
+        scores = self.held_out_coefficients / torch.where(exact, 1.0, self.std_errors)
+        values = torch.special.erfc(scores.abs() / 2**0.5)
+        return torch.where(exact, (self.held_out_coefficients == 0).double(), values)
+
+    def significant(
+        self,
+        false_discovery_rate: float = 0.05,
+        min_order: int = 1,
+        max_order: int | None = None,
+        *,
+        any_dependence: bool = False,
+    ) -> list[RankedInteraction]:
+        """List the terms that stand out from chance, with control over the whole list.
+
+        Of the terms listed, at most the given share is expected to be zero in truth. A 95 %
+        interval that leaves out zero promises nothing of the kind: among many terms, one in twenty
+        does so by chance.
+
+        Args:
+            false_discovery_rate: The share.
+            min_order: Smallest number of units; the control is over this range of orders.
+            max_order: Largest number of units; any when None.
+            any_dependence: Control under any dependence between terms (Benjamini–Yekutieli), at
+                the price of a shorter list. Otherwise Benjamini–Hochberg.
+
+        Returns:
+            The terms, largest coefficient first.
+
+        Raises:
+            ResultError: If there are no p-values, or the rate is not between 0 and 1.
+
+        References:
+            Benjamini & Hochberg (1995), "Controlling the false discovery rate", JRSS B 57(1);
+            Benjamini & Yekutieli (2001), Annals of Statistics 29(4).
+        """
+        if not 0 < false_discovery_rate < 1:
+            raise ResultError(
+                f"false_discovery_rate must lie between 0 and 1; got {false_discovery_rate}."
+            )
+        p_values = self.p_values
+        if p_values is None:
+            raise ResultError(
+                f"these interactions (decoder {self.decoder or 'unknown'}) have no p-values: they "
+                "need rows that were held out. Use a regression decoder with a larger budget."
+            )
+        longest = self.n_units if max_order is None else max_order
+        family = [i for i, t in enumerate(self.support) if t and min_order <= len(t) <= longest]
+        ranks = torch.arange(1, len(family) + 1, dtype=torch.float64)
+        penalty = (1 / ranks).sum() if any_dependence else 1.0
+        ordered, order = p_values[family].sort()
+        below = (ordered <= false_discovery_rate * ranks / (len(family) * penalty)).nonzero()
+        passed = {family[i] for i in order[: int(below.max()) + 1 if len(below) else 0].tolist()}
+        return self._terms.ranked(passed)
+
     def energy_by_order(self) -> dict[int, float]:
         """Split the variance of the set function by how many units act together.
 
@@ -233,8 +313,8 @@ class Interactions:
         """
         fields = {name: getattr(self, name) for name in _FIELDS}
         fields["coefficients"] = self.coefficients.tolist()
-        if self.std_errors is not None:
-            fields["std_errors"] = self.std_errors.tolist()
+        for name in ("std_errors", "held_out_coefficients", "prompt_coefficients"):
+            fields[name] = None if fields[name] is None else fields[name].tolist()
         if self.covariance is not None:
             fields["covariance"] = pack_matrix(self.covariance)
         write_document(path, "interactions", fields)
@@ -253,10 +333,15 @@ class Interactions:
         fields["units"] = tuple(fields["units"])
         fields["support"] = tuple(map(tuple, fields["support"]))
         n_terms = len(fields["support"])
-        for name in ("coefficients", "std_errors"):
+        for name in (
+            "coefficients",
+            "std_errors",
+            "held_out_coefficients",
+            "prompt_coefficients",
+        ):
             if fields[name] is not None:
                 tensor = torch.tensor(fields[name], dtype=torch.float64)
-                fields[name] = _check_tensor(name, tensor, (n_terms,))
+                fields[name] = _check_tensor(name, tensor, _shape(name, tensor, n_terms))
         if fields["covariance"] is not None:
             fields["covariance"] = unpack_matrix(fields["covariance"], n_terms, path)
         return cls(**fields)
@@ -267,7 +352,7 @@ class Interactions:
         Returns:
             Columns ``units`` (such as "L0H3 + L1H2"; "∅" for the constant), ``order``,
             ``coefficient``, ``std_error``, ``low``, ``high`` (95 % interval; missing values
-            where no errors are known).
+            where no errors are known), and ``p_value`` where there are held-out estimates.
         """
         return self._terms.to_dataframe("coefficient")
 
@@ -397,6 +482,15 @@ def _check_terms(result: Interactions) -> None:
     if len(set(result.support)) < len(result.support):
         twice = next(term for term, n in Counter(result.support).items() if n > 1)
         raise ResultError(f"each term may occur once; {twice} occurs more often. Add them up.")
+
+
+def _shape(name: str, tensor: Tensor, n_terms: int) -> tuple[int, ...]:
+    """Return the shape that a field of this name must have."""
+    if name == "covariance":
+        return n_terms, n_terms
+    if name == "prompt_coefficients":
+        return n_terms, tensor.shape[-1] if tensor.ndim else 0
+    return (n_terms,)
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

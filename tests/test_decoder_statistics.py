@@ -7,7 +7,8 @@ from games import PromptsGame, SparseGame, random_terms
 
 from circuitspex import decoders
 from circuitspex.decoders._crossfit import held_out_r2
-from circuitspex.decoders._samples import Meter, draw_samples
+from circuitspex.decoders._samples import Meter
+from circuitspex.decoders._sampling import draw_samples
 
 
 class Noisy:

@@ -6,21 +6,26 @@ from typing import Any
 
 from circuitspex.decoders.base import Decoder
 from circuitspex.decoders.exact import ExactDecoder
+from circuitspex.decoders.hybrid import HybridDecoder
 from circuitspex.decoders.lasso import LassoDecoder
 from circuitspex.decoders.proxyspex import ProxySpexDecoder
+from circuitspex.decoders.spex import SpexDecoder
 from circuitspex.errors import DecoderError
 
 __all__ = [
     "DECODERS",
     "Decoder",
     "ExactDecoder",
+    "HybridDecoder",
     "LassoDecoder",
     "ProxySpexDecoder",
+    "SpexDecoder",
     "get",
 ]
 
 DECODERS: dict[str, type[Decoder]] = {
-    decoder.name: decoder for decoder in (ExactDecoder, LassoDecoder, ProxySpexDecoder)
+    decoder.name: decoder
+    for decoder in (ExactDecoder, LassoDecoder, SpexDecoder, ProxySpexDecoder, HybridDecoder)
 }
 """Every decoder by its name."""
 
@@ -34,7 +39,7 @@ def get(
         name: One of :data:`DECODERS`.
         keep_rate: Probability with which masks keep a unit.
         max_order: Most units in one interaction; None for the decoder's own default: every order
-            for ``exact``, 2 for ``lasso``, 4 for ``proxyspex``.
+            for ``exact``, 2 for ``lasso``, 4 for ``proxyspex``, 5 for ``spex`` and ``hybrid``.
         **options: The decoder's own options, such as ``prompts_per_mask``.
 
     Returns:

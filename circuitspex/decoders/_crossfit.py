@@ -13,19 +13,21 @@ searches; on pure noise, where it would show most, the reported R² is not above
 (tests/test_decoder_statistics.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from circuitspex.decoders._regression import Term, characters
 from circuitspex.decoders._samples import Samples
-from circuitspex.decoders._selection import LARGEST_SUPPORT, N_FITS, Candidates, sweep
+from circuitspex.decoders._selection import LARGEST_SUPPORT, Candidates, Sweep, choice_of, sweep
 
 Search = Callable[[Samples, np.random.Generator], Candidates]
 
 _MIN_GROUPS = 8  # below this, nothing is held out
 _TOLERANCE = 0.002  # relative error given up for a smaller support
+_MAX_BLOCKS = 6  # up to so many parts of a coded design are a fold each
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,50 @@ class Report:
 
     r2: float | None
     """Held-out R² of the average game; None without held-out rows or variation."""
+
+    folds: Int[np.ndarray, " rows"]
+    """Fold of every row."""
+
+    fits: tuple[dict[Term, float], ...] = ()
+    """Coefficients of the fit that predicted each fold, without its intercept."""
+
+    def estimate(
+        self, samples: Samples, support: Sequence[Term], keep_rate: float
+    ) -> Float[np.ndarray, " terms"] | None:
+        r"""Estimate coefficients only from rows that had no part in choosing the term.
+
+        .. math:: \tilde F(T) = \sum_k \frac{m_k}{m} 1[T \in S_{-k}] \left( \hat F_{-k}(T)
+                  + \frac{\sum_{x \in k} \chi_T(x) r(x)}{\sum_{x \in k} \chi_T(x)^2} \right)
+
+        over folds k of m_k rows, S_{-k} being the terms that the other rows chose and r the
+        residual of their fit. A term that owes its place to noise has none here; a term that most
+        folds chose loses little. Where a fold's other rows did not choose T, it counts as 0, which
+        errs towards finding nothing.
+
+        Args:
+            samples: All rows.
+            support: Terms, none of them empty.
+            keep_rate: p of the characters.
+
+        Returns:
+            One estimate per term; None if nothing was held out.
+
+        References:
+            Chernozhukov et al. (2018), "Double/debiased machine learning for treatment and
+            structural parameters", The Econometrics Journal 21(1), for the form.
+        """
+        if self.residuals is None:
+            return None
+        estimates = np.zeros(len(support))
+        for fold, fit in enumerate(self.fits):
+            rows = np.flatnonzero(self.folds == fold)
+            chosen = [i for i, term in enumerate(support) if term in fit]
+            columns = characters(samples.masks[rows], [support[i] for i in chosen], keep_rate)
+            squares = np.maximum(np.square(columns).sum(axis=0), np.finfo(float).tiny)
+            known = np.array([fit[support[i]] for i in chosen])
+            parts = known + columns.T @ self.residuals[rows] / squares
+            estimates[chosen] += len(rows) / len(self.folds) * parts
+        return estimates
 
 
 def crossfit(
@@ -62,72 +108,108 @@ def crossfit(
         Choice, residuals and R².
     """
     n_groups = len(np.unique(samples.groups))
-    n_folds = min(n_folds, n_groups)
-    folds = _deal(samples.groups, n_folds, rng)
+    folds = _deal(samples, min(n_folds, n_groups), rng)
+    n_folds = folds.max() + 1
     if n_groups < _MIN_GROUPS:
-        return Report(LARGEST_SUPPORT, None, None)
-    errors = np.zeros((n_folds, N_FITS))
-    sizes = np.zeros((n_folds, N_FITS))
-    residuals = np.zeros((*samples.draws.shape, N_FITS))
-    departures = np.zeros_like(residuals)
+        return Report(LARGEST_SUPPORT, None, None, folds)
+    sweeps: list[Sweep] = []
     for fold in range(n_folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        held_out = samples.take(test)
-        known = samples.take(train)
-        fits = sweep(known, search(known, rng.spawn(1)[0]), keep_rate)
-        levels = np.broadcast_to(fits.constants[0], residuals[test].shape)
-        if samples.n_prompts > 1:
-            levels = levels + fits.constants[1:][held_out.prompts]
-        departures[test] = held_out.draws[:, :, None] - levels
-        residuals[test] = departures[test] - fits.variation(held_out.masks, keep_rate)[:, None]
-        errors[fold] = np.square(residuals[test].mean(axis=1)).sum(axis=0)
-        sizes[fold] = fits.sizes
-    total = errors.sum(axis=0)
+        known = samples.take(np.flatnonzero(folds != fold))
+        sweeps.append(sweep(known, search(known, rng.spawn(1)[0]), keep_rate))
+    parts = [samples.take(np.flatnonzero(folds == fold)) for fold in range(n_folds)]
+    errors = np.array(
+        [_errors(fits, part, keep_rate) for fits, part in zip(sweeps, parts, strict=True)]
+    )
+    sizes = np.array([fits.sizes for fits in sweeps])
+    total, size = errors.sum(axis=0), sizes.sum(axis=0)
     floor = 1e-20 * np.square(samples.values).sum()
-    size = sizes.sum(axis=0)
-    chosen = [
-        _best(total - errors[i], size - sizes[i], floor, returned=False) for i in range(n_folds)
-    ]
-    own = np.array(chosen)[folds][:, None, None]
-    reported = np.take_along_axis(residuals, own, axis=2)[..., 0]
-    levelled = np.take_along_axis(departures, own, axis=2)[..., 0]
+    used = tuple(
+        fits.only(_best(total - errors[i], size - sizes[i], floor, returned=False))
+        for i, fits in enumerate(sweeps)
+    )
+    residuals, departures = np.zeros(samples.draws.shape), np.zeros(samples.draws.shape)
+    for fold, (fit, part) in enumerate(zip(used, parts, strict=True)):
+        left, above = _leftovers(fit, part, keep_rate)
+        residuals[folds == fold], departures[folds == fold] = left[..., 0], above[..., 0]
     return Report(
         _best(total, size, floor, returned=True),
-        reported.mean(axis=1),
-        held_out_r2(samples, reported, levelled),
+        residuals.mean(axis=1),
+        held_out_r2(samples, residuals, departures),
+        folds,
+        tuple(dict(zip(fit.terms, fit.coefficients[:, 0].tolist(), strict=True)) for fit in used),
     )
 
 
-def _deal(
-    groups: Int[np.ndarray, " rows"], n_folds: int, rng: np.random.Generator
-) -> Int[np.ndarray, " rows"]:
-    """Return the fold of every row, groups kept whole and folds equally many groups."""
-    _, group = np.unique(groups, return_inverse=True)
-    n_groups = group.max() + 1
-    return rng.permutation(np.arange(n_groups) % n_folds)[group]
+def _errors(fits: Sweep, held_out: Samples, keep_rate: float) -> Float[np.ndarray, " fits"]:
+    """Return the squared error of every fit, summed over rows."""
+    residuals, _ = _leftovers(fits, held_out, keep_rate)
+    return np.square(residuals.mean(axis=1)).sum(axis=0)
+
+
+def _leftovers(
+    fits: Sweep, held_out: Samples, keep_rate: float
+) -> tuple[Float[np.ndarray, "rows drawn fits"], Float[np.ndarray, "rows drawn fits"]]:
+    """Return every draw less what every fit predicts, and less its prompt's level alone."""
+    levels = np.broadcast_to(fits.constants[0], (*held_out.draws.shape, len(fits.sizes)))
+    if held_out.n_prompts > 1:
+        levels = levels + fits.constants[1:][held_out.prompts]
+    departures = held_out.draws[:, :, None] - levels
+    return departures - fits.variation(held_out.masks, keep_rate)[:, None], departures
+
+
+def _deal(samples: Samples, n_folds: int, rng: np.random.Generator) -> Int[np.ndarray, " rows"]:
+    """Return the fold of every row.
+
+    Of coded masks, whole groups are held out, because a group is only decoded when complete; half
+    groups, which decode like smaller ones, where there are fewer than four. Of other masks, rows
+    that belong together stay together.
+    """
+    folds, blocks = np.zeros(len(samples.masks), dtype=np.int64), _blocks(samples)
+    sizes = np.bincount(blocks[blocks >= 0])
+    n_folds = len(sizes) if 4 <= len(sizes) <= _MAX_BLOCKS else n_folds
+    filled = np.zeros(n_folds)
+    for block in np.argsort(-sizes, kind="stable"):  # each to the fold with the fewest rows yet
+        folds[blocks == block] = filled.argmin()
+        filled[filled.argmin()] += sizes[block]
+    rest = np.flatnonzero(blocks < 0)
+    if len(rest):
+        _, group = np.unique(samples.groups[rest], return_inverse=True)
+        folds[rest] = rng.permutation(np.arange(group.max() + 1) % n_folds)[group]
+    return folds
+
+
+def _blocks(samples: Samples) -> Int[np.ndarray, " rows"]:
+    """Return which complete part of a coded design each row is held out with, -1 for none."""
+    if samples.cells is None:
+        return np.full(len(samples.masks), -1)
+    group, word = samples.cells[:, 0], samples.cells[:, 1]
+    if 0 <= group.max(initial=-1) < 3:
+        n_bits = [group.n_bits for design in samples.designs for group in design.groups]
+        return np.where(group < 0, -1, 2 * group + (word >> np.array(n_bits)[group] - 1))
+    return group
 
 
 def _best(
     errors: Float[np.ndarray, " fits"],
-    sizes: Float[np.ndarray, " fits"],
+    sizes: Int[np.ndarray, " fits"],
     floor: float,
     *,
     returned: bool,
 ) -> int:
     """Return the smallest fit whose error is about the least; errors below the floor are zero.
 
-    Where many fits are exact, as in a noiseless game, the one that is returned has the size that
-    most penalties agree on. The one that is reported is the largest: what is too much has
-    coefficient zero, and no other fold could tell if something were missing.
+    Where many fits are exact, as in a noiseless game, it has the size that most penalties agree on.
+    Of these, those of the first family are preferred, and the one that is reported has the smallest
+    penalty: no other fold could tell if something were missing.
     """
     good = np.flatnonzero(errors <= errors.min() * (1 + _TOLERANCE) + floor)
     if errors.min() > floor:
         return int(good[np.lexsort((errors[good], sizes[good]))[0]])
-    if not returned:
-        return int(good[sizes[good].argmax()])
     agreed, counts = np.unique(sizes[good], return_counts=True)
     exact = good[sizes[good] == agreed[counts.argmax()]]
-    return int(exact[len(exact) // 2])
+    families = np.array([choice_of(int(fit)).family for fit in exact])
+    exact = exact[families == families[0]]
+    return int(exact[len(exact) // 2 if returned else -1])
 
 
 def held_out_r2(

@@ -36,14 +36,21 @@ def characters(
         One column per term, in the order given.
     """
     high, low = np.sqrt((1 - keep_rate) / keep_rate), -np.sqrt(keep_rate / (1 - keep_rate))
-    columns = np.ones((len(masks), len(support)))
+    used, position = np.unique(
+        np.fromiter((unit for term in support for unit in term), dtype=np.int64),
+        return_inverse=True,
+    )
+    # One unit a row, so that the gathers below read memory in order.
+    z = np.where(np.ascontiguousarray(masks[:, used].T), high, low)
+    columns = np.ones((len(support), len(masks)))
     orders = np.array([len(term) for term in support], dtype=np.int64)
+    starts = np.cumsum(orders) - orders
     for order in np.unique(orders[orders > 0]):
         which = np.flatnonzero(orders == order)
-        units = np.array([support[int(i)] for i in which])
-        for position in range(order):
-            columns[:, which] *= np.where(masks[:, units[:, position]], high, low)
-    return columns
+        columns[which] = z[position[starts[which]]]
+        for i in range(1, order):
+            columns[which] *= z[position[starts[which] + i]]
+    return columns.T
 
 
 def solve(
@@ -73,7 +80,7 @@ def normal_equations(
     penalties: Float[np.ndarray, " coefficients"],
 ) -> tuple[Float[np.ndarray, "rows all"], Float[np.ndarray, "all all"]]:
     """Return the full design (intercept, prompts, interactions) and its penalised Gram matrix."""
-    design = np.concatenate([np.ones((len(columns), 1)), incidence, columns], axis=1)
+    design = np.concatenate([np.ones((1, len(columns))), incidence.T, columns.T]).T
     gram = design.T @ design
     n_free = 1 + incidence.shape[1]
     gram[np.diag_indices_from(gram)] += np.concatenate(

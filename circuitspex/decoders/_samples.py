@@ -5,6 +5,7 @@ go past the budget, and turns bad values into errors that name the masks. :class
 the regression decoders fit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,16 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex._types import SampledSetFunction
-from circuitspex.designs import bernoulli_masks
+from circuitspex.designs import AffineDesign
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 
-PromptsPerMask = int | Literal["all"]
-
-MIN_MASKS = 16
-"""Fewest masks a regression is tried on, where that many distinct ones exist."""
-
-REPEATS = 4
-"""Prompts on each mask that is reserved to measure how much prompts differ, at one per mask."""
+PromptsPerMask = int | Literal["all", "auto"]
 
 
 class Meter:
@@ -162,6 +157,15 @@ class Samples:
     mask_ids: Int[np.ndarray, " rows"]
     """Rows of the same mask have the same number."""
 
+    designs: tuple[AffineDesign, ...] = ()
+    """The coded designs that some of the masks are of."""
+
+    cells: Int[np.ndarray, "rows 3"] | None = None
+    """Group, word and delay of each row, groups numbered through all designs; -1 for none."""
+
+    table: Float[np.ndarray, "rows all_prompts"] | None = None
+    """Every prompt's own value, where each row was evaluated on all of several prompts."""
+
     @property
     def values(self) -> Float[np.ndarray, " rows"]:
         """Mean of each row's draws: what is regressed."""
@@ -186,6 +190,9 @@ class Samples:
             self.n_prompts,
             self.groups[rows],
             self.mask_ids[rows],
+            self.designs,
+            None if self.cells is None else self.cells[rows],
+            None if self.table is None else self.table[rows],
         )
 
 
@@ -195,6 +202,9 @@ def gather(
     prompts: Int[np.ndarray, "rows drawn"] | None,
     n_prompts: int,
     keep_rate: float,
+    designs: tuple[AffineDesign, ...] = (),
+    cells: Int[np.ndarray, "rows 3"] | None = None,
+    table: Float[np.ndarray, "rows all_prompts"] | None = None,
 ) -> Samples:
     """Make samples, finding the rows that must not be separated.
 
@@ -204,6 +214,9 @@ def gather(
         prompts: Which prompt each draw is of; None if every row is the mean over all prompts.
         n_prompts: How many prompts there are; 1 with ``prompts=None``.
         keep_rate: At ½ a mask and its complement form one group.
+        designs: Coded designs that some of the masks are of.
+        cells: Where in them each row is.
+        table: Every prompt's own value of every row.
 
     Returns:
         The samples.
@@ -214,7 +227,39 @@ def gather(
         groups = mask_ids
     if prompts is None:
         prompts, n_prompts = np.zeros(draws.shape, dtype=np.int64), 1
-    return Samples(masks, draws, prompts, n_prompts, groups, mask_ids)
+    return Samples(masks, draws, prompts, n_prompts, groups, mask_ids, designs, cells, table)
+
+
+def join(parts: Sequence[Samples], keep_rate: float) -> Samples:
+    """Put samples together that were taken one after the other.
+
+    Args:
+        parts: The samples, all with as many draws per row.
+        keep_rate: p of the masks.
+
+    Returns:
+        All rows.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    cells, n_groups = [], 0
+    for part in parts:
+        own = np.full((len(part.masks), 3), -1) if part.cells is None else part.cells.copy()
+        own[own[:, 0] >= 0, 0] += n_groups
+        n_groups += sum(len(design.groups) for design in part.designs)
+        cells.append(own)
+    tables = [part.table for part in parts if part.table is not None]
+    n_prompts = parts[0].n_prompts
+    return gather(
+        np.concatenate([part.masks for part in parts]),
+        np.concatenate([part.draws for part in parts]),
+        np.concatenate([part.prompts for part in parts]) if n_prompts > 1 else None,
+        n_prompts,
+        keep_rate,
+        tuple(design for part in parts for design in part.designs),
+        np.concatenate(cells),
+        np.concatenate(tables) if len(tables) == len(parts) else None,
+    )
 
 
 def _row_ids(masks: Bool[np.ndarray, "rows units"]) -> Int[np.ndarray, " rows"]:
@@ -223,69 +268,43 @@ def _row_ids(masks: Bool[np.ndarray, "rows units"]) -> Int[np.ndarray, " rows"]:
     return np.unique(rows, return_inverse=True)[1].reshape(-1)
 
 
-def draw_samples(
-    meter: Meter, keep_rate: float, prompts_per_mask: PromptsPerMask, rng: np.random.Generator
-) -> Samples:
-    """Spend the budget on Bernoulli masks, in complementary pairs at keep rate ½.
+def variance_components(samples: Samples) -> dict[str, float]:
+    r"""Split the variance of single evaluations into masks, and masks × prompts.
 
-    With one prompt per mask, a fifth of the budget goes to masks that get four prompts each: how
-    much prompts differ under one mask cannot be told from single evaluations, and without it the
-    held-out R² of the average game cannot be told from that of single prompts. All of them are
-    fitted like any other.
+    With :math:`v_q(x) = \mu + a_q + v(x) + e_q(x)`, prompts q being centred, this estimates the
+    variance of v over masks and of e over masks and prompts: by two-way analysis of variance
+    where every prompt was evaluated, else from the masks that were evaluated on several.
 
     Args:
-        meter: The metered set function.
-        keep_rate: Probability of keeping a unit.
-        prompts_per_mask: ``"all"``, or how many prompts each mask is evaluated on.
-        rng: Source of every draw.
+        samples: The rows.
 
     Returns:
-        The samples; all of the budget is spent unless there are no more masks to ask for.
+        The two variances by name; nothing where prompts are not told apart.
 
-    Raises:
-        BudgetError: If the budget does not cover the fewest masks a regression needs.
+    References:
+        Searle, Casella & McCulloch (1992), "Variance components", chapter 4, Wiley.
     """
-    n_drawn = _prompts_to_draw(meter, prompts_per_mask)
-    cost = meter.n_prompts if n_drawn is None else n_drawn
-    n_all = 2**meter.n_units if meter.n_units < 40 else 2**40
-    n_masks = meter.budget // cost
-    if n_drawn is None:
-        n_masks = min(n_masks, n_all)
-    if n_masks < min(MIN_MASKS, n_all):
-        raise BudgetError(
-            f"{meter.n_units} units need at least {min(MIN_MASKS, n_all)} masks at {cost} "
-            f"evaluation(s) each, {min(MIN_MASKS, n_all) * cost} in all; the budget is "
-            f"{meter.budget}. Raise it, or lower prompts_per_mask."
-        )
-    n_repeated = 0
-    repeats = min(REPEATS, meter.n_prompts)
-    if n_drawn == 1 and repeats > 1:
-        n_repeated = min(max(8, meter.budget // (5 * repeats)), meter.budget // (2 * repeats))
-        n_masks = meter.budget - n_repeated * (repeats - 1)
-    paired = keep_rate == 0.5
-    masks = bernoulli_masks(n_masks, meter.n_units, keep_rate, rng, complementary=paired)
-    if n_drawn is None:
-        draws = meter.values(masks)[:, None]
-        return gather(masks.numpy(), draws, None, 1, keep_rate)
-    draws, prompts = meter.sample(masks[n_repeated:], n_drawn, rng)
-    rows = masks[n_repeated:].numpy()
-    if n_repeated:
-        more, which = meter.sample(masks[:n_repeated], repeats, rng)
-        rows = np.concatenate([rows, masks[:n_repeated].numpy().repeat(repeats, axis=0)])
-        draws = np.concatenate([draws, more.reshape(-1, 1)])
-        prompts = np.concatenate([prompts, which.reshape(-1, 1)])
-    return gather(rows, draws, prompts, meter.n_prompts, keep_rate)
-
-
-def _prompts_to_draw(meter: Meter, prompts_per_mask: PromptsPerMask) -> int | None:
-    """Return how many prompts to draw for each mask, or None for all of them."""  # noqa: DOC501
-    if prompts_per_mask == "all":
-        return None
-    if meter.sampled is not None and prompts_per_mask > meter.n_prompts:
-        raise DecoderError(
-            f"prompts_per_mask={prompts_per_mask} is more than the {meter.n_prompts} prompt(s) "
-            "there are. Use at most that many, or 'all'."
-        )
-    if meter.sampled is not None and prompts_per_mask == meter.n_prompts:
-        return None
-    return prompts_per_mask
+    if samples.table is not None:
+        centred = samples.table - samples.table.mean(axis=0)
+        means = centred.mean(axis=1)
+        rest = np.square(centred - means[:, None]).sum()
+        n_masks, n_prompts = centred.shape
+        crossed = rest / max(1, (n_masks - 1) * (n_prompts - 1))
+        return {"variance_masks": float(means.var()), "variance_masks_x_prompts": float(crossed)}
+    if samples.n_prompts == 1:
+        return {}
+    flat = samples.prompts.reshape(-1)
+    levels = np.bincount(flat, weights=samples.draws.reshape(-1), minlength=samples.n_prompts)
+    levels /= np.maximum(1, np.bincount(flat, minlength=samples.n_prompts))
+    centred = samples.draws - levels[samples.prompts]
+    _, mask = np.unique(samples.mask_ids, return_inverse=True)
+    counts = np.bincount(mask) * centred.shape[1]
+    means = np.bincount(mask, weights=centred.sum(axis=1)) / counts
+    squares = np.bincount(mask, weights=np.square(centred - means[mask][:, None]).sum(axis=1))
+    several = counts > 1
+    if not several.any():
+        return {}
+    crossed = float((squares[several] / (counts[several] - 1)).mean())
+    unseen = 1 / counts[several] - 1 / samples.n_prompts
+    own = float(np.square(means[several]).mean() - crossed * unseen.mean())
+    return {"variance_masks": max(0.0, own), "variance_masks_x_prompts": crossed}

@@ -13,7 +13,10 @@ it (:mod:`circuitspex.decoders._crossfit`).
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,9 +33,6 @@ coefficients, which predicts best where hardly anything can be told from noise."
 
 EMPHASES = (1.0, 0.4, 0.0)
 """Weight of terms of several units against single ones, one path each."""
-
-N_FITS = len(EMPHASES) * len(PENALTIES) * len(RIDGES)
-"""Fits in a sweep, emphases outermost and ridge penalties innermost."""
 
 LARGEST_SUPPORT = (len(PENALTIES) - 1) * len(RIDGES)
 """The fit with the largest support on the first path, without ridge."""
@@ -53,10 +53,29 @@ class Candidates:
     weights: Float[np.ndarray, " candidates"]
     """How much the search trusts each: the LASSO's penalty is divided by it. Positive."""
 
+    families: tuple[Float[np.ndarray, " candidates"], ...] = ()
+    """Where candidates come from several searches: the weights of each search alone, zero for what
+    it did not find. The search that predicts best then has them to itself. ``weights`` are the
+    only ones when empty; a decoder always gives as many families."""
+
+
+def combine(families: Sequence[Mapping[Term, float]]) -> Candidates:
+    """Make candidates of what several searches found.
+
+    Args:
+        families: The terms of each search with their weights.
+
+    Returns:
+        All terms, one family per search.
+    """
+    terms = list(dict.fromkeys(term for family in families for term in family))
+    weights = [np.array([family.get(term, 0.0) for term in terms]) for family in families]
+    return Candidates(terms, np.max(weights, axis=0), tuple(weights))
+
 
 @dataclass(frozen=True)
 class Sweep:
-    """Fits of one set of rows, one per emphasis, LASSO penalty and ridge penalty, in this order."""
+    """Fits of one set of rows: families outermost, then emphases, LASSO and ridge penalties."""
 
     terms: list[Term]
     """The candidates."""
@@ -69,6 +88,16 @@ class Sweep:
 
     sizes: Int[np.ndarray, " fits"]
     """How many terms each support has."""
+
+    def only(self, fit: int) -> "Sweep":
+        """Return one of the fits, with the terms of its support."""
+        kept = np.flatnonzero(self.coefficients[:, fit])
+        return Sweep(
+            [self.terms[i] for i in kept],
+            self.constants[:, [fit]],
+            self.coefficients[kept][:, [fit]],
+            self.sizes[[fit]],
+        )
 
     def variation(
         self, masks: Bool[np.ndarray, "rows units"], keep_rate: float
@@ -88,7 +117,7 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
         keep_rate: p of the characters.
 
     Returns:
-        One fit for every emphasis, LASSO penalty and ridge penalty.
+        One fit for every family, emphasis, LASSO penalty and ridge penalty.
     """
     columns = characters(samples.masks, candidates.terms, keep_rate)
     values, n_rows = samples.values, len(samples.values)
@@ -115,11 +144,25 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
     return Sweep(candidates.terms, flat[:n_free], flat[n_free:], sizes)
 
 
-def penalties_of(fit: int) -> tuple[float, float, float]:
-    """Return emphasis, LASSO penalty and ridge penalty of a fit in a sweep."""
-    rest, ridge = divmod(fit, len(RIDGES))
-    emphasis, penalty = divmod(rest, len(PENALTIES))
-    return EMPHASES[emphasis], float(PENALTIES[penalty]), RIDGES[ridge]
+class Choice(NamedTuple):
+    """What distinguishes a fit of a sweep."""
+
+    family: int
+    """Which family of candidates."""
+    emphasis: float
+    """Weight of terms of several units."""
+    lasso: float
+    """LASSO penalty."""
+    ridge: float
+    """Ridge penalty of the refit, per row."""
+
+
+def choice_of(fit: int) -> Choice:
+    """Return what a fit of a sweep stands for."""
+    shape = (-1, len(EMPHASES), len(PENALTIES), len(RIDGES))
+    n_families = fit // np.prod(shape[1:]) + 1
+    family, emphasis, lasso, ridge = np.unravel_index(fit, (n_families, *shape[1:]))
+    return Choice(int(family), EMPHASES[emphasis], float(PENALTIES[lasso]), RIDGES[ridge])
 
 
 def _emphasised_supports(
@@ -131,12 +174,14 @@ def _emphasised_supports(
 ) -> list[Int[np.ndarray, " support"]]:
     """Return the supports of all paths, one after the other."""
     joint = np.array([len(term) > 1 for term in candidates.terms], dtype=bool)
+    families = candidates.families or (candidates.weights,)
     supports: list[Int[np.ndarray, " support"]] = []
-    for emphasis in EMPHASES:
-        if supports and (joint.all() or not joint.any()):
-            supports += supports[: len(PENALTIES)]
+    for (number, family), emphasis in product(enumerate(families), EMPHASES):
+        several = joint[family > 0]
+        if emphasis < 1 and (several.all() or not several.any()):
+            supports += supports[-len(PENALTIES) :]
             continue
-        weights = candidates.weights * np.where(joint, emphasis, 1.0)
+        weights = family * np.where(joint, emphasis, 1.0)
         chosen = np.flatnonzero(weights)
         index = np.concatenate([np.arange(n_free), n_free + chosen])
         path = _lasso_supports(
@@ -145,7 +190,7 @@ def _emphasised_supports(
             n_free,
             values,
             weights[chosen],
-            every=2 if supports else 1,
+            every=1 if emphasis == 1 and number == 0 else 2,
         )
         supports += [chosen[support] for support in path]
     return supports

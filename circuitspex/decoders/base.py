@@ -1,12 +1,13 @@
 """What all decoders share: their options, the checks, and the one way to call them."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from circuitspex._types import SetFunction
+from circuitspex.decoders._restriction import find_units, restrict
 from circuitspex.decoders._samples import Meter, PromptsPerMask, is_count
 from circuitspex.errors import DecoderError
 from circuitspex.interactions import Interactions
@@ -23,7 +24,11 @@ class Decoder(ABC):
     """Most units in one interaction; None for no limit."""
 
     prompts_per_mask: PromptsPerMask = "all"
-    """``"all"``, or how many prompts, drawn at random, each mask is evaluated on."""
+    """``"all"``, or how many prompts, drawn at random, each mask is evaluated on; ``"auto"`` for
+    the fewest, which learns the average game best."""
+
+    among: tuple[int | str, ...] | None = None
+    """The only units that are ablated, by index or label, all others being kept; None for all."""
 
     name: ClassVar[str]
     """What :func:`circuitspex.decoders.get` calls it."""
@@ -41,9 +46,10 @@ class Decoder(ABC):
             )
         if self.max_order is not None and not is_count(self.max_order):
             raise DecoderError(f"max_order must be an integer >= 1; got {self.max_order!r}.")
-        if self.prompts_per_mask != "all" and not is_count(self.prompts_per_mask):
+        if self.prompts_per_mask not in {"all", "auto"} and not is_count(self.prompts_per_mask):
             raise DecoderError(
-                f"prompts_per_mask must be 'all' or an integer >= 1; got {self.prompts_per_mask!r}."
+                "prompts_per_mask must be 'all', 'auto' or an integer >= 1; "
+                f"got {self.prompts_per_mask!r}."
             )
 
     def decode(self, set_function: SetFunction, *, budget: int, seed: int) -> Interactions:
@@ -64,7 +70,19 @@ class Decoder(ABC):
             DecoderError: If the set function is not one, or lacks what the options need.
             NonFiniteError: If a value is NaN or infinite.
         """  # noqa: DOC502
-        return self._decode(Meter(set_function, budget), np.random.default_rng(seed))
+        meter, rng = Meter(set_function, budget), np.random.default_rng(seed)
+        if self.among is None:
+            return self._decode(meter, rng)
+        labels = unit_labels(meter)
+        chosen = find_units(self.among, labels)
+        within = self._decode(Meter(restrict(set_function, chosen), budget), rng)
+        return replace(
+            within,
+            n_units=len(labels),
+            units=labels,
+            support=tuple(tuple(chosen[i] for i in term) for term in within.support),
+            diagnostics={**within.diagnostics, "among": [labels[i] for i in chosen]},
+        )
 
     @abstractmethod
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:

@@ -84,6 +84,7 @@ def transform_all(decoder: Decoder, meter: Meter) -> Interactions:
         coefficients=coefficients[kept],
         std_errors=std_errors,
         covariance=covariance,
+        prompt_coefficients=spectrum[kept] if spectrum.shape[1] > 1 else None,
         error_source="prompts" if spectrum.shape[1] > 1 else "none",
         n_evaluations=meter.n_evaluations,
         held_out_r2=None,

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from circuitspex.decoders._regression import (
     Term,
     characters,
-    prompt_offsets,
     solve,
     strongest_units,
 )
@@ -90,9 +89,7 @@ class LassoDecoder(SparseRegression):
             )
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
-        values = samples.values - prompt_offsets(
-            samples.masks, samples.incidence, samples.values, self.keep_rate
-        )
+        values = self._level(samples)
         terms = self._screen(samples.masks, values)
         return Candidates(terms, np.ones(len(terms)))
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from circuitspex.decoders._regression import prompt_offsets, strongest_units
+from circuitspex.decoders._regression import strongest_units
 from circuitspex.decoders._samples import Samples
 from circuitspex.decoders._selection import Candidates
 from circuitspex.decoders._trees import Tree, as_terms, tree_fourier
@@ -90,9 +90,7 @@ class ProxySpexDecoder(SparseRegression):
             )
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
-        values = samples.values - prompt_offsets(
-            samples.masks, samples.incidence, samples.values, self.keep_rate
-        )
+        values = self._level(samples)
         scale = values.std()
         if scale <= 1e-14 * np.abs(values).max(initial=0.0):
             return Candidates([], np.zeros(0))

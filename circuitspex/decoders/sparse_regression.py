@@ -1,23 +1,35 @@
 """The path that decoders by regression share: sample, search, cross-fit, refit, report."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex._checks import check_masks
 from circuitspex.decoders._crossfit import Report, crossfit
-from circuitspex.decoders._regression import characters, covariance
-from circuitspex.decoders._samples import MIN_MASKS, Meter, Samples, draw_samples, gather
-from circuitspex.decoders._selection import Candidates, Sweep, penalties_of, sweep
+from circuitspex.decoders._regression import characters, covariance, prompt_offsets, solve
+from circuitspex.decoders._samples import Meter, Samples, gather, join, variance_components
+from circuitspex.decoders._sampling import (
+    MIN_MASKS,
+    describe_designs,
+    evaluate_round,
+    plan_rounds,
+    prompts_to_draw,
+)
+from circuitspex.decoders._selection import Candidates, Sweep, choice_of, sweep
+from circuitspex.decoders._stopping import Course
 from circuitspex.decoders.base import Decoder, unit_labels
 from circuitspex.decoders.exact import transform_all
 from circuitspex.errors import DecoderError, NonFiniteError
 from circuitspex.interactions import Interactions
+
+_MAX_ROUNDS = 8
+_MAX_CODED_ROUNDS = 4  # fewer, because the bins of a round are as many as it has masks for
+_LEAST_ROUND = 32  # masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,10 @@ class SparseRegression(Decoder):
     n_folds: int = 5
     """How many parts the rows are dealt into for cross-fitting."""
 
+    tolerance: float | None = None
+    """Stop before the budget is spent when twice in a row neither the held-out R² has risen by more
+    than this nor the ten largest terms have changed by more than one in ten; None to spend all."""
+
     def __post_init__(self) -> None:
         """Check the options.
 
@@ -46,12 +62,20 @@ class SparseRegression(Decoder):
         super().__post_init__()
         if self.n_folds < 2:
             raise DecoderError(f"n_folds must be at least 2 to hold rows out; got {self.n_folds}.")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise DecoderError(
+                "tolerance is a difference in held-out R² between 0 and 1, such as 0.01, or None "
+                f"to spend the whole budget; got {self.tolerance}."
+            )
 
     def fit(
         self,
-        masks: Bool[Tensor, "masks units"],
-        values: Float[Tensor, " values"],
+        masks: Bool[Tensor, "rows units"],
+        values: Float[Tensor, "..."],
         rng: np.random.Generator,
+        *,
+        prompts: Int[Tensor, "rows drawn"] | None = None,
+        n_prompts: int = 1,
     ) -> Interactions:
         """Fit masks and values that have been measured already, by any Bernoulli design.
 
@@ -59,36 +83,74 @@ class SparseRegression(Decoder):
 
         Args:
             masks: Keep-masks drawn at this decoder's keep rate.
-            values: One value per mask.
+            values: One value per mask; with ``prompts``, one column for each prompt drawn.
             rng: Source of every draw: the folds and the search.
+            prompts: Which prompt each value is of; None if values are means over all prompts.
+            n_prompts: How many prompts the average game averages.
 
         Returns:
-            The interactions; each mask counts as one evaluation.
+            The interactions; each value counts as one evaluation.
 
         Raises:
             DecoderError: If there are no masks, or not one value for each.
             NonFiniteError: If a value is NaN or infinite.
         """
         check_masks(masks, masks.shape[-1])
-        draws = values.detach().cpu().numpy().astype(np.float64)[:, None]
+        self._check_units(masks.shape[1])
+        draws = values.detach().cpu().numpy().astype(np.float64)
         if len(draws) != len(masks) or len(masks) < 1:
             raise DecoderError(
                 f"fit needs one value per mask; got {len(draws)} for {len(masks)} mask(s)."
             )
+        if prompts is None and draws.ndim > 1:
+            raise DecoderError(
+                f"values of shape {draws.shape} need prompts=..., which prompt each is of. Give "
+                "means over all prompts, one value per mask, where none were drawn."
+            )
         if not np.isfinite(draws).all():
             bad = int((~np.isfinite(draws)).sum())
-            raise NonFiniteError(f"{bad} of {len(draws)} values are NaN or infinite; drop them.")
-        samples = gather(masks.cpu().numpy(), draws, None, 1, self.keep_rate)
+            raise NonFiniteError(f"{bad} of {draws.size} values are NaN or infinite; drop them.")
+        which = None if prompts is None else prompts.cpu().numpy().reshape(len(draws), -1)
+        columns = draws.reshape(len(draws), -1)
+        samples = gather(masks.cpu().numpy(), columns, which, n_prompts, self.keep_rate)
         labels = tuple(map(str, range(masks.shape[1])))
-        return self._fit(samples, labels, len(masks), rng)
+        return self._fit(samples, labels, draws.size, rng)
 
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
-        if 2 ** min(meter.n_units, 60) * meter.n_prompts <= meter.budget and (
-            2**meter.n_units <= MIN_MASKS and self.prompts_per_mask in ("all", meter.n_prompts)
-        ):
+        self._check_units(meter.n_units)
+        n_drawn = prompts_to_draw(meter, self.prompts_per_mask)
+        few = 2 ** min(meter.n_units, 60) <= MIN_MASKS and n_drawn is None
+        if few and 2**meter.n_units * meter.n_prompts <= meter.budget:
             return transform_all(self, meter)
-        samples = draw_samples(meter, self.keep_rate, self.prompts_per_mask, rng)
-        return self._fit(samples, unit_labels(meter), meter.n_evaluations, rng)
+        n_rounds, errors = 1, self._code_errors()
+        if self.tolerance is not None:
+            n_rounds = _MAX_ROUNDS if errors is None else _MAX_CODED_ROUNDS
+            cost = meter.n_prompts if n_drawn is None else n_drawn
+            n_rounds = max(1, min(n_rounds, meter.budget // (cost * _LEAST_ROUND)))
+        rounds = plan_rounds(meter, self.keep_rate, n_drawn, [1 / n_rounds] * n_rounds, rng, errors)
+        labels, samples = unit_labels(meter), []
+        course = Course(self.tolerance, n_rounds)
+        for planned in rounds:
+            samples.append(evaluate_round(meter, planned, n_drawn, self.keep_rate, rng))
+            found = self._fit(join(samples, self.keep_rate), labels, meter.n_evaluations, rng)
+            if course.settles(found):
+                break
+        if self.tolerance is None:
+            return found
+        return replace(found, diagnostics={**found.diagnostics, "stopping": course.describe()})
+
+    def _check_units(self, n_units: int) -> None:
+        """Raise an error if the method does not take so many units."""
+
+    def _code_errors(self) -> int | None:
+        """Return what the code of coded masks corrects; None for Bernoulli masks alone."""
+        return None
+
+    def _level(self, samples: Samples) -> Float[np.ndarray, " rows"]:
+        """Return the rows' values without what their prompts add to them."""
+        return samples.values - prompt_offsets(
+            samples.masks, samples.incidence, samples.values, self.keep_rate
+        )
 
     @abstractmethod
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
@@ -108,6 +170,7 @@ class SparseRegression(Decoder):
         support = ((), *(candidates.terms[i] for i in kept))
         errors = self._covariance(samples, support[1:], report)
         coefficients = np.r_[fits.constants[0, report.best], fits.coefficients[kept, report.best]]
+        estimates = report.estimate(samples, support[1:], self.keep_rate)
         return Interactions(
             n_units=len(labels),
             units=labels,
@@ -118,6 +181,10 @@ class SparseRegression(Decoder):
             coefficients=torch.from_numpy(coefficients),
             std_errors=None if errors is None else errors.diagonal().clamp(min=0).sqrt(),
             covariance=errors,
+            held_out_coefficients=None
+            if estimates is None
+            else torch.from_numpy(np.r_[coefficients[:1], estimates]),
+            prompt_coefficients=self._each_prompt(samples, support[1:], report),
             error_source="none" if errors is None else "masks",
             n_evaluations=n_evaluations,
             held_out_r2=report.r2,
@@ -125,13 +192,23 @@ class SparseRegression(Decoder):
             diagnostics=self._diagnostics(samples, fits, report),
         )
 
+    def _each_prompt(
+        self, samples: Samples, support: tuple[tuple[int, ...], ...], report: Report
+    ) -> Tensor | None:
+        """Return every prompt's coefficients on the support that was chosen for their mean."""
+        if samples.table is None:
+            return None
+        columns = characters(samples.masks, support, self.keep_rate)
+        ridge = np.full(len(support), choice_of(report.best).ridge * len(columns))
+        return torch.from_numpy(solve(columns, samples.incidence, samples.table, ridge))
+
     def _covariance(
         self, samples: Samples, support: tuple[tuple[int, ...], ...], report: Report
     ) -> Tensor | None:
         if report.residuals is None:
             return None
         columns = characters(samples.masks, support, self.keep_rate)
-        ridge = penalties_of(report.best)[2] * len(columns)
+        ridge = choice_of(report.best).ridge * len(columns)
         return torch.from_numpy(
             covariance(
                 columns,
@@ -143,16 +220,18 @@ class SparseRegression(Decoder):
         )
 
     def _diagnostics(self, samples: Samples, fits: Sweep, report: Report) -> dict[str, Any]:
-        emphasis, penalty, ridge = penalties_of(report.best)
+        choice = choice_of(report.best)
         return {
-            "design": "bernoulli",
+            **describe_designs(samples),
             "n_masks": len(np.unique(samples.mask_ids)),
             "n_rows": len(samples.masks),
             "n_prompts": samples.n_prompts,
             "prompts_per_mask": self.prompts_per_mask,
+            **variance_components(samples),
             "n_candidates": len(fits.terms),
             "held_out": report.residuals is not None,
-            "emphasis": emphasis,
-            "lasso_penalty": penalty,
-            "ridge": ridge,
+            "family": choice.family,
+            "emphasis": choice.emphasis,
+            "lasso_penalty": choice.lasso,
+            "ridge": choice.ridge,
         }

@@ -1,6 +1,22 @@
 """Designs: the rules that choose which masks to evaluate."""
 
+from circuitspex.designs.affine import AffineDesign, affine_design
 from circuitspex.designs.bernoulli import bernoulli_masks
 from circuitspex.designs.exhaustive import exhaustive_masks
+from circuitspex.designs.group_testing import (
+    aliased_masks,
+    bin_matrix,
+    pool_matrix,
+    pools_needed,
+)
 
-__all__ = ["bernoulli_masks", "exhaustive_masks"]
+__all__ = [
+    "AffineDesign",
+    "affine_design",
+    "aliased_masks",
+    "bernoulli_masks",
+    "bin_matrix",
+    "exhaustive_masks",
+    "pool_matrix",
+    "pools_needed",
+]
