@@ -8,6 +8,7 @@ from circuitspex.decoders.base import Decoder
 from circuitspex.decoders.exact import ExactDecoder
 from circuitspex.decoders.hybrid import HybridDecoder
 from circuitspex.decoders.lasso import LassoDecoder
+from circuitspex.decoders.moebius import MoebiusDecoder
 from circuitspex.decoders.proxyspex import ProxySpexDecoder
 from circuitspex.decoders.spex import SpexDecoder
 from circuitspex.errors import DecoderError
@@ -18,6 +19,7 @@ __all__ = [
     "ExactDecoder",
     "HybridDecoder",
     "LassoDecoder",
+    "MoebiusDecoder",
     "ProxySpexDecoder",
     "SpexDecoder",
     "get",
@@ -25,7 +27,14 @@ __all__ = [
 
 DECODERS: dict[str, type[Decoder]] = {
     decoder.name: decoder
-    for decoder in (ExactDecoder, LassoDecoder, SpexDecoder, ProxySpexDecoder, HybridDecoder)
+    for decoder in (
+        ExactDecoder,
+        LassoDecoder,
+        MoebiusDecoder,
+        SpexDecoder,
+        ProxySpexDecoder,
+        HybridDecoder,
+    )
 }
 """Every decoder by its name."""
 
@@ -39,7 +48,8 @@ def get(
         name: One of :data:`DECODERS`.
         keep_rate: Probability with which masks keep a unit.
         max_order: Most units in one interaction; None for the decoder's own default: every order
-            for ``exact``, 2 for ``lasso``, 4 for ``proxyspex``, 5 for ``spex`` and ``hybrid``.
+            for ``exact``, 2 for ``lasso``, 4 for ``moebius`` and ``proxyspex``, 5 for ``spex`` and
+            ``hybrid``.
         **options: The decoder's own options, such as ``prompts_per_mask``.
 
     Returns:
