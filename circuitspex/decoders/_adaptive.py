@@ -60,8 +60,11 @@ class Adaptive:
     """Largest residual of these pools."""
     counts: dict[str, int] = field(default_factory=dict)
     stopped: str = "finished"
+    """Why the search ended: nothing more was found, or the budget is spent."""
     first_noise: float = 0.0
+    """The noise as replicates told it."""
     drawn: list[bytes] = field(default_factory=list)
+    """All pools, packed."""
 
     def run(self) -> None:
         """Search until nothing above the floor is left, or the budget is spent."""
@@ -115,7 +118,7 @@ class Adaptive:
         values = self.fresh.columns(self.fresh.look_up(sets, self.repeats))
         effects = values[:-1] - (values[-1] if terms != [()] else 0.0)
         self.measured.update(zip(terms, effects.mean(axis=1).tolist(), strict=True))
-        self._revise()
+        self._revise(terms)
         return effects
 
     def _next_level(self) -> bool:
@@ -178,16 +181,15 @@ class Adaptive:
         self.counts["searches"] += len(pools)
         self.counts["failed"] += len(pools) - len(terms)
         self.counts["repeated"] += len(terms) - len(fresh)
+        measured: list[Term] = []
         for term in fresh:
             parts, effects = self.fresh.effects(term, self.repeats)
             self.measured.update(zip(parts, effects.mean(axis=1).tolist(), strict=True))
+            measured += parts
         if fresh:
-            self._revise()
-        new = [
-            term
-            for term in fresh
-            if term in self.residuals.known and abs(self.measured[term]) >= self.needed
-        ]
+            self._revise(measured)
+        known = self.residuals.known
+        new = [term for term in fresh if abs(known.get(term, 0.0)) >= self.needed]
         self.counts["found"] += len(new)
         if new:
             self.stale, self.loudest, self.covered = 0, 0.0, 0.0
@@ -207,13 +209,17 @@ class Adaptive:
         each = self.residuals.reader.cost * self.repeats * 20
         return int(np.clip(left // (4 * each), 4, _MOST_SEARCHES))
 
-    def _revise(self) -> None:
-        """Set the known terms: as measured, or fitted to all evaluations where these are noisy."""
+    def _revise(self, terms: list[Term]) -> None:
+        """Set the known terms, some of which are new.
+
+        As measured, or fitted to all measurements where these are noisy: a fit knows that most
+        parts of a term do nothing, inclusion and exclusion adds up the noise of all of them.
+        """
         if self.noise == 0:
             limit = self.rounding
             known = {term: value for term, value in self.measured.items() if abs(value) > limit}
         else:
-            fit = fit_rows(self.fresh.all_rows(), list(self.measured), self.noise)
+            fit = fit_rows(self.fresh.all_rows(), [*self.residuals.known, *terms], self.noise)
             known = dict(zip(fit.terms, fit.coefficients.tolist(), strict=True))
             self.noise = float(
                 np.clip(fit.variance**0.5, 0.7 * self.first_noise, 1.5 * self.first_noise)
@@ -229,7 +235,7 @@ class Adaptive:
         rows = [self.residuals.rows[key] for key in dict.fromkeys(self.drawn)]
         pools = self.residuals.take(rows)
         both = Rows(*(np.concatenate(pair) for pair in zip(measured, pools, strict=True)))
-        return fit_rows(both, list(self.residuals.known), self.noise, drop=False)
+        return fit_rows(both, list(self.residuals.known), self.noise)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what was done, as plain values."""

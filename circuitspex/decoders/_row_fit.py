@@ -35,14 +35,13 @@ class RowFit:
     """Of one evaluation, from the residuals."""
 
 
-def fit_rows(rows: Rows, terms: list[Term], noise: float, *, drop: bool = True) -> RowFit:
+def fit_rows(rows: Rows, terms: list[Term], noise: float) -> RowFit:
     """Fit terms to evaluations, and drop those that are not significantly there.
 
     Args:
         rows: The evaluations.
         terms: What to fit.
         noise: Standard deviation of one evaluation.
-        drop: Whether to drop anything.
 
     Returns:
         The fit of the terms that are left, the constant in any case.
@@ -58,7 +57,7 @@ def fit_rows(rows: Rows, terms: list[Term], noise: float, *, drop: bool = True) 
         scores = np.abs(coefficients) / errors
         scores[0] = np.inf
         weak = np.flatnonzero(scores < _SIGNIFICANT)
-        if not drop or not len(weak):
+        if not len(weak):
             break
         dropped = set(weak[np.argsort(scores[weak])[: -(-len(weak) // 2)]].tolist())
         terms = [term for index, term in enumerate(terms) if index not in dropped]

@@ -67,6 +67,9 @@ class MoebiusDecoder(Decoder):
     **Assumption:** few coefficients are not zero (ablated), or stand out (intact), and none of
     those has more than ``max_order`` units. The ablated origin visits masks that keep few units.
 
+    ``prompts_per_mask="auto"`` reads every prompt, because measured differences of single masks
+    cannot average prompts away as a regression does; a number of prompts counts as noise.
+
     **When it fails:** ablated, with a dense tail of small terms or noise comparable with the
     coefficients, where each bin holds the noise of many samples; the diagnostics then count
     unresolved bins, and the held-out R² is low. Intact, terms smaller than the sum of the small
@@ -76,6 +79,10 @@ class MoebiusDecoder(Decoder):
     (``error_source="prompts"``). With values that do not repeat, of the least squares
     (``"masks"``). Otherwise the coefficients are measured exactly (``"none"``). The held-out R² is
     of masks at the keep rate that neither search nor fit has seen.
+
+    **Noise:** around the intact model, effects of eight standard deviations are sought at first,
+    then of half that with four times the repeats, until the budget is spent. What a search has
+    seen is not used to measure what it found.
 
     References:
         Kang et al. (2024), "Learning to Understand: Identifying Interactions via the Möbius
