@@ -92,7 +92,7 @@ class SparseRegression(Decoder):
             The interactions; each value counts as one evaluation.
 
         Raises:
-            DecoderError: If there are no masks, or not one value for each.
+            DecoderError: If there are no masks, not one value for each, or prompts that do not fit.
             NonFiniteError: If a value is NaN or infinite.
         """
         check_masks(masks, masks.shape[-1])
@@ -110,7 +110,7 @@ class SparseRegression(Decoder):
         if not np.isfinite(draws).all():
             bad = int((~np.isfinite(draws)).sum())
             raise NonFiniteError(f"{bad} of {draws.size} values are NaN or infinite; drop them.")
-        which = None if prompts is None else prompts.cpu().numpy().reshape(len(draws), -1)
+        which = None if prompts is None else _check_prompts(prompts, draws.shape, n_prompts)
         columns = draws.reshape(len(draws), -1)
         samples = gather(masks.cpu().numpy(), columns, which, n_prompts, self.keep_rate)
         labels = tuple(map(str, range(masks.shape[1])))
@@ -235,3 +235,24 @@ class SparseRegression(Decoder):
             "lasso_penalty": choice.lasso,
             "ridge": choice.ridge,
         }
+
+
+def _check_prompts(
+    prompts: Int[Tensor, "rows drawn"], shape: tuple[int, ...], n_prompts: int
+) -> Int[np.ndarray, "rows drawn"]:
+    """Return which prompt each draw is of.
+
+    Raises:
+        DecoderError: If there is not one for each draw, or one does not exist.
+    """
+    if tuple(prompts.shape) != shape:
+        raise DecoderError(
+            f"prompts must have the shape of the values, {shape}; got {tuple(prompts.shape)}."
+        )
+    which = prompts.cpu().numpy()
+    if which.min() < 0 or which.max() >= n_prompts:
+        raise DecoderError(
+            f"prompts must be indices from 0 to n_prompts - 1 = {n_prompts - 1}; got "
+            f"{which.min()} to {which.max()}."
+        )
+    return which.reshape(len(which), -1)
