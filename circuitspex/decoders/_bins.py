@@ -122,6 +122,19 @@ def _decode_words(
     return units[first], fits[first]
 
 
+def n_words_of(table: Table) -> int:
+    """Return how many words of check bits are decoded for a table, at most.
+
+    Args:
+        table: The table.
+
+    Returns:
+        Bins times patterns of signs.
+    """
+    n_bins, n_delays = table.rows.shape
+    return min(_MAX_WORDS, n_bins * _n_patterns(n_delays))
+
+
 def _n_patterns(n_delays: int) -> int:
     unsure = min(_UNSURE, n_delays)
     return 1 + unsure + unsure * (unsure - 1) // 2

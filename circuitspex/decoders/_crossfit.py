@@ -21,7 +21,14 @@ from jaxtyping import Float, Int
 
 from circuitspex.decoders._regression import Term, characters
 from circuitspex.decoders._samples import Samples
-from circuitspex.decoders._selection import LARGEST_SUPPORT, Candidates, Sweep, choice_of, sweep
+from circuitspex.decoders._selection import (
+    EMPTY_SUPPORT,
+    LARGEST_SUPPORT,
+    Candidates,
+    Sweep,
+    choice_of,
+    sweep,
+)
 
 Search = Callable[[Samples, np.random.Generator], Candidates]
 
@@ -121,18 +128,18 @@ def crossfit(
         [_errors(fits, part, keep_rate) for fits, part in zip(sweeps, parts, strict=True)]
     )
     sizes = np.array([fits.sizes for fits in sweeps])
-    total, size = errors.sum(axis=0), sizes.sum(axis=0)
     floor = 1e-20 * np.square(samples.values).sum()
+    others = [np.arange(n_folds) != fold for fold in range(n_folds)]
     used = tuple(
-        fits.only(_best(total - errors[i], size - sizes[i], floor, returned=False))
-        for i, fits in enumerate(sweeps)
+        fits.only(_best(errors[other], sizes[other], floor, returned=False))
+        for fits, other in zip(sweeps, others, strict=True)
     )
     residuals, departures = np.zeros(samples.draws.shape), np.zeros(samples.draws.shape)
     for fold, (fit, part) in enumerate(zip(used, parts, strict=True)):
         left, above = _leftovers(fit, part, keep_rate)
         residuals[folds == fold], departures[folds == fold] = left[..., 0], above[..., 0]
     return Report(
-        _best(total, size, floor, returned=True),
+        _best(errors, sizes, floor, returned=True),
         residuals.mean(axis=1),
         held_out_r2(samples, residuals, departures),
         folds,
@@ -190,23 +197,30 @@ def _blocks(samples: Samples) -> Int[np.ndarray, " rows"]:
 
 
 def _best(
-    errors: Float[np.ndarray, " fits"],
-    sizes: Int[np.ndarray, " fits"],
+    errors: Float[np.ndarray, "folds fits"],
+    sizes: Int[np.ndarray, "folds fits"],
     floor: float,
     *,
     returned: bool,
 ) -> int:
     """Return the smallest fit whose error is about the least; errors below the floor are zero.
 
+    A fit that beats the constant alone by less than a standard error, as folds differ, has hardly
+    found anything: then the constant is returned.
+
     Where many fits are exact, as in a noiseless game, it has the size that most penalties agree on.
     Of these, those of the first family are preferred, and the one that is reported has the smallest
     penalty: no other fold could tell if something were missing.
     """
-    good = np.flatnonzero(errors <= errors.min() * (1 + _TOLERANCE) + floor)
-    if errors.min() > floor:
-        return int(good[np.lexsort((errors[good], sizes[good]))[0]])
-    agreed, counts = np.unique(sizes[good], return_counts=True)
-    exact = good[sizes[good] == agreed[counts.argmax()]]
+    total, size = errors.sum(axis=0), sizes.sum(axis=0)
+    good = np.flatnonzero(total <= total.min() * (1 + _TOLERANCE) + floor)
+    if total.min() > floor:
+        best = int(good[np.lexsort((total[good], size[good]))[0]])
+        gains = errors[:, EMPTY_SUPPORT] - errors[:, best]
+        doubt = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        return best if gains.mean() >= doubt else EMPTY_SUPPORT
+    agreed, counts = np.unique(size[good], return_counts=True)
+    exact = good[size[good] == agreed[counts.argmax()]]
     families = np.array([choice_of(int(fit)).family for fit in exact])
     exact = exact[families == families[0]]
     return int(exact[len(exact) // 2 if returned else -1])

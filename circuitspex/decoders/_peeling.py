@@ -5,29 +5,44 @@ Every search here proposes terms from residuals. What it proposes must covary wi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from circuitspex.decoders._bins import complete_tables, decode_bins
+from circuitspex.decoders._bins import complete_tables, decode_bins, n_words_of
 from circuitspex.decoders._regression import Term, characters, solve_gram
 from circuitspex.decoders._samples import Samples
 from circuitspex.decoders.lasso import screen_pairs
 
 _MAX_SHARE = 0.3  # of the rows that a fit may have terms
-_LEAST_SCORE = 3.0  # standard errors that a covariance must be away from zero for a term to come in
+_LEAST_SCORE = 3.0  # standard errors of a covariance from zero for its term to come in
 _LEAST_T = 2.5  # standard errors that a coefficient must be away from zero for it to stay
 _PRUNINGS = 3
-_ROUNDS = 12
+_MAX_FITS = 40
 _MAX_FOUND = 200  # terms that one search may add in a round
 _MAX_PARENTS = 96  # terms that are extended by a unit
 _MAX_PAIRS = 512  # that are proposed in a round
 _MAX_LISTED = 4096  # terms up to which all are proposed
 
-Search = Callable[[Float[np.ndarray, " rows"], Mapping[Term, float]], list[Term]]
-"""From residuals and the coefficients of the fit to further terms."""
+
+@dataclass(frozen=True)
+class Search:
+    """A way to find terms in residuals."""
+
+    n_looked_at: int
+    """Among how many terms it chooses what it proposes: what a chance find must be rarer than."""
+
+    propose: Callable[[Float[np.ndarray, " rows"], Mapping[Term, float]], list[Term]]
+    """From residuals and the coefficients of the fit to terms."""
+
+    def __call__(
+        self, residuals: Float[np.ndarray, " rows"], fit: Mapping[Term, float]
+    ) -> list[Term]:
+        """Return what it proposes."""
+        return self.propose(residuals, fit)
 
 
 class _Fit:
@@ -101,13 +116,14 @@ def grow(
     r"""Add terms that searches find in the residuals until they find no more.
 
     A term comes in if its covariance with the residuals of all rows passes
-    :math:`\mathrm{sd}(r) \sqrt{2 \log(\text{proposed}) / m}`, which the largest of so many
+    :math:`\mathrm{sd}(r) \sqrt{2 \log(\text{looked at}) / m}`, which the largest of so many
     covariances with noise seldom does, and at least three standard errors.
 
     Args:
         samples: The rows.
         values: What is fitted: the rows' values without the effects of prompts.
-        searches: Tried in turn.
+        searches: A later one is asked only when those before it find no more: on coded masks,
+            some small term looks like a part of every large one, until that is in the fit.
         keep_rate: p of the characters.
 
     Returns:
@@ -115,37 +131,43 @@ def grow(
     """
     fit = _Fit(samples.masks, values, keep_rate)
     floor, tried = 1e-20 * float(values.var()), set[Term]()
-    for _ in range(_ROUNDS):
-        before = len(tried)
+    for _ in range(_MAX_FITS):
+        added = []
         for search in searches:
-            if fit.residuals.var() <= floor:
-                return fit.chosen
-            proposed = [term for term in search(fit.residuals, fit.chosen) if term not in tried]
-            if not proposed:
-                continue
-            scores = fit.scores(proposed)
-            level = max(_LEAST_SCORE, np.sqrt(2 * np.log(len(proposed))))
-            best = np.argsort(-scores, kind="stable")[:_MAX_FOUND]
-            added = [proposed[i] for i in best if scores[i] > level]
+            if fit.residuals.var() > floor:
+                added = _significant(search, fit, tried)
             if added:
-                tried.update(added)
-                fit.add(added)
-        if len(tried) == before:
+                break
+        if not added:
             break
+        tried.update(added)
+        fit.add(added)
     return fit.chosen
 
 
-def search_units(units: Int[np.ndarray, " units"]) -> Search:
+def _significant(search: Search, fit: _Fit, tried: set[Term]) -> list[Term]:
+    """Return what a search proposes and the residuals of all rows confirm, strongest first."""
+    proposed = [term for term in search(fit.residuals, fit.chosen) if term not in tried]
+    if not proposed:
+        return []
+    scores = fit.scores(proposed)
+    level = max(_LEAST_SCORE, np.sqrt(2 * np.log(search.n_looked_at)))
+    best = np.argsort(-scores, kind="stable")[:_MAX_FOUND]
+    return [proposed[i] for i in best if scores[i] > level]
+
+
+def search_units(units: Int[np.ndarray, " chosen"], n_units: int) -> Search:
     """Return the search that proposes single units.
 
     Args:
         units: Which.
+        n_units: Among how many they were chosen.
 
     Returns:
         The search.
     """
     terms = [(int(unit),) for unit in units]
-    return lambda residuals, fit: terms
+    return Search(n_units, lambda residuals, fit: terms)
 
 
 def search_everything(n_units: int, max_order: int) -> Search:
@@ -162,7 +184,7 @@ def search_everything(n_units: int, max_order: int) -> Search:
     totals = np.cumsum([comb(n_units, order) for order in orders])
     affordable = [order for order, n in zip(orders, totals, strict=True) if n <= _MAX_LISTED]
     terms = [term for order in affordable for term in combinations(range(n_units), order)]
-    return lambda residuals, fit: terms
+    return Search(len(terms), lambda residuals, fit: terms)
 
 
 def search_bins(samples: Samples, max_order: int) -> list[Search]:
@@ -176,7 +198,10 @@ def search_bins(samples: Samples, max_order: int) -> list[Search]:
         One search, or none.
     """
     tables = complete_tables(samples)
-    return [lambda residuals, fit: decode_bins(tables, residuals, max_order)] if tables else []
+    if not tables:
+        return []
+    n_words = sum(n_words_of(table) for table in tables)
+    return [Search(n_words, lambda residuals, fit: decode_bins(tables, residuals, max_order))]
 
 
 def search_pairs(
@@ -192,7 +217,28 @@ def search_pairs(
     Returns:
         The search.
     """
-    return lambda residuals, fit: screen_pairs(masks, residuals, units, keep_rate, _MAX_PAIRS)
+    n_pairs = len(units) * (len(units) - 1) // 2
+    return Search(
+        max(1, n_pairs),
+        lambda residuals, fit: screen_pairs(masks, residuals, units, keep_rate, _MAX_PAIRS),
+    )
+
+
+def search_parts(max_order: int) -> Search:
+    """Return the search for what is left of a term of the fit without one of its units.
+
+    Args:
+        max_order: Most units in a term of the fit.
+
+    Returns:
+        The search.
+    """
+
+    def propose(residuals: Float[np.ndarray, " rows"], fit: Mapping[Term, float]) -> list[Term]:
+        parts = {term[:i] + term[i + 1 :] for term in fit for i in range(len(term))}
+        return sorted(parts - {()})
+
+    return Search(max_order, propose)
 
 
 def search_extensions(
@@ -201,7 +247,7 @@ def search_extensions(
     keep_rate: float,
     max_order: int,
 ) -> Search:
-    """Return the search for terms that differ by one unit from a term of the fit.
+    """Return the search for terms of one unit more than a term of the fit.
 
     Args:
         masks: Keep-masks.
@@ -214,17 +260,16 @@ def search_extensions(
     """
     z = characters(masks, [(int(unit),) for unit in units], keep_rate).astype(np.float32)
 
-    def search(residuals: Float[np.ndarray, " rows"], fit: Mapping[Term, float]) -> list[Term]:
+    def propose(residuals: Float[np.ndarray, " rows"], fit: Mapping[Term, float]) -> list[Term]:
         largest = sorted(fit, key=lambda term: -abs(fit[term]))
         parents = [term for term in largest if len(term) < max_order][:_MAX_PARENTS]
-        smaller = {term[:i] + term[i + 1 :] for term in largest for i in range(len(term))} - {()}
         if not parents:
-            return sorted(smaller)
+            return []
         columns = characters(masks, parents, keep_rate) * residuals[:, None]
         scores = np.abs(columns.T.astype(np.float32) @ z) / np.sqrt(len(residuals))
         level = residuals.std() * np.sqrt(2 * np.log(max(2, scores.size)))
         strong = zip(*np.nonzero(scores > level), strict=True)
-        larger = {tuple(sorted({*parents[i], int(units[j])})) for i, j in strong}
-        return sorted(larger | smaller)
+        found = {tuple(sorted({*parents[i], int(units[j])})) for i, j in strong}
+        return sorted(found - set(parents))
 
-    return search
+    return Search(len(units), propose)

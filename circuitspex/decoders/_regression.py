@@ -172,6 +172,27 @@ def strongest_units(
     return np.sort(np.argsort(-np.abs(covariances), kind="stable")[:n_units])
 
 
+def scores(
+    masks: Bool[np.ndarray, "rows units"],
+    values: Float[np.ndarray, " rows"],
+    units: Int[np.ndarray, " chosen"],
+    keep_rate: float,
+) -> Float[np.ndarray, " chosen"]:
+    """Return how far single units' covariances with values are from zero, in standard errors.
+
+    Args:
+        masks: Keep-masks.
+        values: Centred or not; they must vary.
+        units: Which units.
+        keep_rate: p of the characters.
+
+    Returns:
+        One score per unit.
+    """
+    columns = characters(masks, [(int(unit),) for unit in units], keep_rate)
+    return np.abs((values - values.mean()) @ columns) / values.std() / np.sqrt(len(values))
+
+
 def covariance(
     columns: Float[np.ndarray, "rows coefficients"],
     incidence: Float[np.ndarray, "rows prompts"],

@@ -34,6 +34,9 @@ coefficients, which predicts best where hardly anything can be told from noise."
 EMPHASES = (1.0, 0.4, 0.0)
 """Weight of terms of several units against single ones, one path each."""
 
+EMPTY_SUPPORT = 0
+"""The fit without terms, at the largest penalty."""
+
 LARGEST_SUPPORT = (len(PENALTIES) - 1) * len(RIDGES)
 """The fit with the largest support on the first path, without ridge."""
 

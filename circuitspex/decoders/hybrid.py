@@ -10,6 +10,7 @@ from circuitspex.decoders._peeling import (
     search_bins,
     search_extensions,
     search_pairs,
+    search_parts,
     search_units,
 )
 from circuitspex.decoders._regression import strongest_units
@@ -85,15 +86,18 @@ class HybridDecoder(SparseRegression):
         if scale <= 1e-14 * np.abs(values).max(initial=0.0):
             return combine([{}] * 4)
         trees = ProxySpexDecoder(
-            keep_rate=p, max_order=self.max_order, n_threads=self.n_threads
+            keep_rate=p,
+            max_order=self.max_order,
+            max_units=self.max_units,
+            n_threads=self.n_threads,
         )._search(samples, rng)
         screened = LassoDecoder(
             keep_rate=p, max_order=min(2, self.max_order), max_units=self.max_units
         )._search(samples, rng)
         units = strongest_units(masks, values, p, self.max_units)
-        searches = [*search_bins(samples, self.max_order), search_units(units)]
+        searches = [*search_bins(samples, self.max_order), search_units(units, masks.shape[1])]
         if self.max_order > 1:
-            searches.append(search_pairs(masks, units, p))
+            searches += [search_parts(self.max_order), search_pairs(masks, units, p)]
             searches.append(search_extensions(masks, units, p, self.max_order))
         fit = grow(samples, values, searches, p)
         grown = {term: float(np.sqrt(abs(value) / scale)) for term, value in fit.items()}

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from circuitspex.decoders._peeling import grow, search_bins, search_everything, search_units
-from circuitspex.decoders._regression import strongest_units
+from circuitspex.decoders._regression import scores, strongest_units
 from circuitspex.decoders._samples import Samples
 from circuitspex.decoders._selection import Candidates, combine
 from circuitspex.decoders.sparse_regression import SparseRegression
@@ -24,8 +24,8 @@ class SpexDecoder(SparseRegression):
        They are decoded hard and soft, and what comes back must belong into that bin.
     3. Terms that the rows of all groups confirm are fitted together by least squares and taken
        off; what they hid in other bins is decoded in the next round.
-    4. A relaxed LASSO on these terms and the single units, chosen by cross-fitting on held-out
-       groups, gives the result.
+    4. A relaxed LASSO on these terms and the single units that show at all, chosen by cross-fitting
+       on held-out groups, gives the result.
 
     It departs from the published code where that is better: reference signs are decoded like any
     other, terms are confirmed by all rows instead of one bin, residuals come from a joint fit, the
@@ -100,11 +100,13 @@ class SpexDecoder(SparseRegression):
         if scale <= 1e-14 * np.abs(values).max(initial=0.0):
             return Candidates([], np.zeros(0))
         units = strongest_units(samples.masks, values, self.keep_rate, self.max_units)
-        searches = [search_units(units), *search_bins(samples, self.max_order)]
-        if len(searches) == 1:  # so few units that coded masks would repeat
-            searches.append(search_everything(samples.masks.shape[1], self.max_order))
+        searches = search_bins(samples, self.max_order)
+        if not searches:  # so few units that coded masks would repeat
+            searches = [search_everything(samples.masks.shape[1], self.max_order)]
+        searches.append(search_units(units, samples.masks.shape[1]))
         grown = grow(samples, values, searches, self.keep_rate)
         found = {term: np.sqrt(abs(value) / scale) for term, value in grown.items()}
         faint = 0.5 * min(found.values(), default=1.0)
-        singles = {(int(unit),): faint for unit in units}
+        visible = units[scores(samples.masks, values, units, self.keep_rate) > 1]
+        singles = {(int(unit),): faint for unit in visible}
         return combine([{**singles, **found}])
