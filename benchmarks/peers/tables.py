@@ -59,7 +59,10 @@ class Table:
         return found
 
     def short(self, ours: tuple[str, ...]) -> Iterable[str]:
-        """Write R² of ours and of the best peer, F1 and seconds, as Markdown."""
+        """Write R² of ours and of the best peer, F1 and seconds, as Markdown.
+
+        Rows that ours has not been run on are left out.
+        """
         yield (
             f"| game, n, α | masks | {' | '.join(ours)} | best of shapiq | {self.ours} − best "
             f"| F1 {self.ours}, peer | seconds {self.ours}, peer |"
@@ -69,13 +72,15 @@ class Table:
             best = self.best_peer((game, n_units, alpha))
             peer = methods[best[0]] if best else {}
             own = methods.get(self.ours, {})
+            if not any("r2" in row for row in own.values()):
+                continue
             budget = next(iter(next(iter(methods.values())).values()))["budget"]
             cells = [
                 f"{game} {n_units:,} {alpha:g}",
                 f"{budget:,}",
                 *(_mean(methods.get(name, {}), "r2", 3) for name in ours),
                 f"{_mean(peer, 'r2', 3)} {best[0].removeprefix('shapiq ')}" if best else "–",
-                f"{best[1]:+.3f}" if best else "–",
+                f"{best[1]:+.3f}".replace("-", "−") if best else "–",
                 f"{_mean(own, 'f1', 2)}, {_mean(peer, 'f1', 2)}",
                 f"{_mean(own, 'seconds', 1)}, {_mean(peer, 'seconds', 1)}",
             ]
