@@ -97,8 +97,9 @@ class Interactions:
     covariance: Float[Tensor, "coefficients coefficients"] | None = None
     """Of the estimated coefficients, where known."""
     held_out_coefficients: Float[Tensor, " coefficients"] | None = None
-    """Estimates from rows that had no part in choosing the term, zero where such rows would not
-    have chosen it: what :attr:`p_values` are made of. ``coefficients`` predict better."""
+    """Cross-fitted estimates: every fold estimates only the terms that the *other* rows chose, and
+    zero for the rest. A term that some rows alone put there is small here, which is what
+    :attr:`p_values` are made of. ``coefficients`` predict better."""
     prompt_coefficients: Float[Tensor, "coefficients prompts"] | None = None
     """The same terms in every prompt's own game, where all prompts were evaluated on every mask;
     ``coefficients`` are their mean."""
@@ -230,9 +231,9 @@ class Interactions:
 
     @property
     def p_values(self) -> Float[Tensor, " coefficients"] | None:
-        """Two-sided p-values of every term, from rows that had no part in choosing it.
+        """Two-sided p-values of every term, by the normal law, from cross-fitted estimates.
 
-        None where there are no such rows or no errors. Normal approximation.
+        None where there are none, or no errors.
         """
         if self.held_out_coefficients is None or self.std_errors is None:
             return None

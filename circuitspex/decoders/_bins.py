@@ -37,7 +37,7 @@ def complete_tables(samples: Samples) -> list[Table]:
         samples: Rows, some of them on coded masks.
 
     Returns:
-        One table per group; none for a group of which some half is incomplete.
+        One table per group; none for a group neither half of which is complete.
     """
     if samples.cells is None:
         return []

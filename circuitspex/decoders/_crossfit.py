@@ -61,13 +61,14 @@ class Report:
     ) -> Float[np.ndarray, " terms"] | None:
         r"""Estimate coefficients only from rows that had no part in choosing the term.
 
-        .. math:: \tilde F(T) = \sum_k \frac{m_k}{m} 1[T \in S_{-k}] \left( \hat F_{-k}(T)
-                  + \frac{\sum_{x \in k} \chi_T(x) r(x)}{\sum_{x \in k} \chi_T(x)^2} \right)
+        .. math:: \tilde F(T) = \sum_k 1[T \in S_{-k}] \sum_{x \in k} \chi_T(x)
+                  \big(r(x) + \hat F_{-k}(T) \chi_T(x)\big) \Big/ \sum_x \chi_T(x)^2
 
-        over folds k of m_k rows, S_{-k} being the terms that the other rows chose and r the
-        residual of their fit. A term that owes its place to noise has none here; a term that most
-        folds chose loses little. Where a fold's other rows did not choose T, it counts as 0, which
-        errs towards finding nothing.
+        over folds k, S_{-k} being the terms that the other rows chose and r the residual of their
+        fit. A term that owes its place to noise has none here; a term that most folds chose loses
+        little. Where a fold's other rows did not choose T, it counts as 0, which errs towards
+        finding nothing. All folds share one denominator: at keep rates near 1 a fold may hold
+        hardly a mask that ablates all of T, and a quotient of its own would be anything.
 
         Args:
             samples: All rows.
@@ -83,16 +84,16 @@ class Report:
         """
         if self.residuals is None:
             return None
-        estimates = np.zeros(len(support))
+        estimates, squares = np.zeros(len(support)), np.zeros(len(support))
         for fold, fit in enumerate(self.fits):
             rows = np.flatnonzero(self.folds == fold)
-            chosen = [i for i, term in enumerate(support) if term in fit]
-            columns = characters(samples.masks[rows], [support[i] for i in chosen], keep_rate)
-            squares = np.maximum(np.square(columns).sum(axis=0), np.finfo(float).tiny)
-            known = np.array([fit[support[i]] for i in chosen])
-            parts = known + columns.T @ self.residuals[rows] / squares
-            estimates[chosen] += len(rows) / len(self.folds) * parts
-        return estimates
+            columns = characters(samples.masks[rows], support, keep_rate)
+            lengths = np.square(columns).sum(axis=0)
+            known = np.array([fit.get(term, 0.0) for term in support])
+            parts = known * lengths + columns.T @ self.residuals[rows]
+            estimates += np.where([term in fit for term in support], parts, 0.0)
+            squares += lengths
+        return estimates / np.maximum(squares, np.finfo(float).tiny)
 
 
 def crossfit(

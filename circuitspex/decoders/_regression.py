@@ -17,6 +17,7 @@ Term = tuple[int, ...]
 
 _TINY = 1e-9  # relative penalty that only breaks ties
 _MAX_NUISANCE = 512  # units beside which prompt effects are estimated
+_MAX_LEVERAGE = 0.99  # beyond, a row has its residual blown up no further
 _BLOCK = 4096  # units whose float columns are in memory at once
 
 
@@ -197,17 +198,25 @@ def covariance(
     columns: Float[np.ndarray, "rows coefficients"],
     incidence: Float[np.ndarray, "rows prompts"],
     penalties: Float[np.ndarray, " coefficients"],
+    coefficients: Float[np.ndarray, " coefficients"],
     residuals: Float[np.ndarray, " rows"],
     groups: Int[np.ndarray, " rows"],
 ) -> Float[np.ndarray, "terms terms"]:
-    r"""Return the cluster-robust covariance of F(∅) and the coefficients.
+    r"""Return the cluster-robust covariance of F(∅) and the coefficients, with their shrinkage.
 
-    .. math:: (X^T X + \Lambda)^{-1} \Big[\sum_g X_g^T r_g r_g^T X_g\Big] (X^T X + \Lambda)^{-1}
+    .. math:: G^{-1} \Big[\sum_g X_g^T e_g e_g^T X_g\Big] G^{-1} + b b^T,
+        \quad e_i = r_i / \sqrt{1 - h_i}, \quad G = X^T X, \quad b = G^{-1} \Lambda \hat\beta
+
+    That is, the covariance of least squares without a penalty, and what the penalty took from the
+    coefficients as an error of its own. The leverages h matter where the support is large or few
+    masks ablate all of a term; without them coverage at keep rate 0.9 is 90 to 93 %
+    (benchmarks/coverage.py).
 
     Args:
         columns: Characters of the interactions.
         incidence: Share of each prompt in each row.
         penalties: Ridge penalty of each interaction.
+        coefficients: The interactions' penalised coefficients.
         residuals: Out-of-fold residuals: those of fits that had not seen the row, so that what
             selection and overfitting cost is in them.
         groups: Rows with the same number are one cluster g.
@@ -217,13 +226,19 @@ def covariance(
 
     References:
         Liang & Zeger (1986), "Longitudinal data analysis using generalized linear models",
-        Biometrika 73(1), for the clustered sandwich.
+        Biometrika 73(1), for the clustered sandwich; MacKinnon & White (1985), "Some
+        heteroskedasticity-consistent covariance matrix estimators", Journal of Econometrics 29(3),
+        for the leverages.
     """
-    design, gram = normal_equations(columns, incidence, penalties)
-    scores = design * residuals[:, None]
+    design, gram = normal_equations(columns, incidence, np.zeros(columns.shape[1]))
+    n_free = 1 + incidence.shape[1]
+    reach = solve_gram(gram, design.T)
+    leverage = np.minimum((design.T * reach).sum(axis=0), _MAX_LEVERAGE)
     _, cluster = np.unique(groups, return_inverse=True)
     order = np.argsort(cluster, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(cluster[order]) > 0])
-    spread = solve_gram(gram, np.add.reduceat(scores[order], starts, axis=0).T)
-    spread = np.delete(spread, np.s_[1 : 1 + incidence.shape[1]], axis=0)
-    return spread @ spread.T
+    parts = reach * (residuals / np.sqrt(1 - leverage))
+    spread = np.add.reduceat(parts[:, order], starts, axis=1)
+    shrinkage = solve_gram(gram, np.r_[np.zeros(n_free), penalties * coefficients])
+    errors = np.delete(np.c_[spread, shrinkage], np.s_[1:n_free], axis=0)
+    return errors @ errors.T

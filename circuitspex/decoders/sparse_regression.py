@@ -39,8 +39,8 @@ class SparseRegression(Decoder):
     Masks are Bernoulli at the keep rate. A search, which is all that a method adds, proposes
     candidate terms; a relaxed LASSO orders them; cross-fitting chooses how many to keep and
     measures the held-out R²; the returned coefficients are fitted on all rows. Standard errors are
-    the sandwich's with out-of-fold residuals, clustered by mask; where the diagnostics name a ridge
-    penalty above 0, coefficients are also shrunk, which the errors leave out.
+    the sandwich's with out-of-fold residuals and leverages, clustered by mask; what a ridge penalty
+    (named in the diagnostics) took from a coefficient is added as an error.
 
     With 16 masks or fewer in all and the budget to evaluate each, there is nothing to estimate,
     and the exact transform is returned instead.
@@ -168,8 +168,8 @@ class SparseRegression(Decoder):
         fits = sweep(samples, candidates, self.keep_rate)
         kept = np.flatnonzero(fits.coefficients[:, report.best])
         support = ((), *(candidates.terms[i] for i in kept))
-        errors = self._covariance(samples, support[1:], report)
         coefficients = np.r_[fits.constants[0, report.best], fits.coefficients[kept, report.best]]
+        errors = self._covariance(samples, support[1:], coefficients[1:], report)
         estimates = report.estimate(samples, support[1:], self.keep_rate)
         return Interactions(
             n_units=len(labels),
@@ -203,7 +203,11 @@ class SparseRegression(Decoder):
         return torch.from_numpy(solve(columns, samples.incidence, samples.table, ridge))
 
     def _covariance(
-        self, samples: Samples, support: tuple[tuple[int, ...], ...], report: Report
+        self,
+        samples: Samples,
+        support: tuple[tuple[int, ...], ...],
+        coefficients: Float[np.ndarray, " coefficients"],
+        report: Report,
     ) -> Tensor | None:
         if report.residuals is None:
             return None
@@ -214,6 +218,7 @@ class SparseRegression(Decoder):
                 columns,
                 samples.incidence,
                 np.full(len(support), ridge),
+                coefficients,
                 report.residuals,
                 samples.groups,
             )
