@@ -47,11 +47,6 @@ def as_dict(interactions, tolerance=1e-9):
     return {term: value for term, value in pairs if abs(value) > tolerance}
 
 
-def f1(interactions, game):
-    found, truth = set(as_dict(interactions)) - {()}, set(game.support) - {()}
-    return 2 * len(found & truth) / (len(found) + len(truth))
-
-
 # ------------------------------------------------------------------------------------------------
 # Bins
 
@@ -122,7 +117,7 @@ def test_terms_that_fit_their_bins_best_come_first():
 def test_signs_that_noise_has_turned_are_tried_both_ways():
     """With as many units as the code corrects, one wrong sign is one too many for it alone."""
     rng, n_right, n_wrong = np.random.default_rng(2), 0, 0
-    for trial in range(12):
+    for trial in range(8):
         term = random_terms(96, 1, 5, rng)[0]
         samples = coded_samples(SparseGame(96, [term], np.ones(1)), 984, seed=trial)
         (table, *_) = complete_tables(samples)
@@ -134,7 +129,7 @@ def test_signs_that_noise_has_turned_are_tried_both_ways():
         assert flip.shape == (1, 41)
         n_right += decode_bins([table], values, 5) == [term]
     assert n_wrong > 0
-    assert n_right == 12
+    assert n_right == 8
 
 
 # ------------------------------------------------------------------------------------------------
@@ -167,6 +162,7 @@ def test_half_groups_are_found_when_rows_are_missing(upper):
     lost = (group == 1) & ~in_half & (word % 4 == 2) & (delay == 40)
     lost |= (group == 2) & (word % 4 == 1) & (delay == 0)
     kept = samples.take(np.flatnonzero(~lost))
+    assert kept.cells is not None
     tables = complete_tables(kept)
     assert [len(table.rows) for table in tables] == [8, 4]
     for table in tables:
@@ -366,9 +362,9 @@ def test_spex_decodes_peaks_through_noise():
 
 
 def test_hybrid_finds_hierarchies_and_gates_that_spex_does_not():
-    for game, least in ((hierarchy(48), 0.3), (gates(48), 0.8)):
+    for game, least in ((hierarchy(20), 0.5), (gates(20), 0.9)):
         hybrid, spex = (
-            decoders.get(name).decode(game, budget=1000, seed=0) for name in ("hybrid", "spex")
+            decoders.get(name).decode(game, budget=800, seed=0) for name in ("hybrid", "spex")
         )
         assert hybrid.held_out_r2 is not None
         assert spex.held_out_r2 is not None
