@@ -63,7 +63,11 @@ def discover_command(
         ),
     ] = "heads",
     decoder: Annotated[
-        str, typer.Option(help="exact, lasso, proxyspex, or auto: exact if the budget allows.")
+        str,
+        typer.Option(
+            help="exact, lasso, spex, moebius, proxyspex, hybrid, or auto: exact if the budget "
+            "allows, else hybrid.",
+        ),
     ] = "auto",
     budget: Annotated[
         int, typer.Option(min=1, help="Evaluations to spend: masks × prompts each.")
@@ -214,12 +218,17 @@ def _show(result: "Result", top: int) -> None:
 def _interactions_table(rows: "list[InteractionRow]", n_units: int) -> Table:
     table = Table("units", "kind", "effect of ablating together", "95 % interval", "Fourier")
     table.title = f"Strongest interactions of order ≥ 2 among {n_units:,} units"
+    if any(row.significant for row in rows):
+        table.caption = "★ of all so marked, at most 5 % are expected to be chance"
+    star = " ★"
     for row in rows:
         table.add_row(
             " + ".join(row.units),
             row.kind,
             f"{row.coefficient:+.3f}",
-            "" if row.low is None else f"{row.low:+.3f} … {row.high:+.3f}",
+            ""
+            if row.low is None
+            else f"{row.low:+.3f} … {row.high:+.3f}{star * bool(row.significant)}",
             f"{row.fourier:+.3f}",
         )
     return table

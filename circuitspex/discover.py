@@ -38,7 +38,7 @@ class Settings:
     units: str = "heads"
     """Choice of units, as :func:`circuitspex.units.parse_units` takes it."""
     decoder: str = "auto"
-    """Name of a decoder; ``auto`` is exact where the budget affords all masks, else proxyspex."""
+    """Name of a decoder; ``auto`` is exact where the budget affords all masks, else hybrid."""
     budget: int = 4096
     """Evaluations to spend at most: masks × prompts each."""
     keep_rate: float | None = None
@@ -71,7 +71,7 @@ class Settings:
             The decisions.
         """
         affordable = n_units <= MAX_EXACT_UNITS and 2**n_units * n_prompts <= self.budget
-        automatic = "exact" if affordable else "proxyspex"
+        automatic = "exact" if affordable else "hybrid"
         decoder = automatic if self.decoder == "auto" else self.decoder
         exact = decoder == "exact"
         drawn = self.prompts_per_mask

@@ -254,7 +254,7 @@ class Interactions:
 
         Of the terms listed, at most the given share is expected to be zero in truth. A 95 %
         interval that leaves out zero promises nothing of the kind: among many terms, one in twenty
-        does so by chance.
+        does so by chance. Nothing is listed where the held-out R² is not above zero.
 
         Args:
             false_discovery_rate: The share.
@@ -283,6 +283,8 @@ class Interactions:
                 f"these interactions (decoder {self.decoder or 'unknown'}) have no p-values: they "
                 "need rows that were held out. Use a regression decoder with a larger budget."
             )
+        if self.held_out_r2 is not None and self.held_out_r2 <= 0:
+            return []
         longest = self.n_units if max_order is None else max_order
         family = [i for i, t in enumerate(self.support) if t and min_order <= len(t) <= longest]
         ranks = torch.arange(1, len(family) + 1, dtype=torch.float64)

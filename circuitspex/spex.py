@@ -184,13 +184,13 @@ class CircuitSpex:
 
     def discover(
         self,
-        decoder: str | Decoder = "proxyspex",
+        decoder: str | Decoder = "hybrid",
         *,
         budget: int,
         keep_rate: float = 0.95,
         max_order: int | None = None,
         seed: int = 0,
-        prompts_per_mask: int | Literal["all"] = "all",
+        prompts_per_mask: int | Literal["all", "auto"] = "auto",
         **options: Any,
     ) -> Interactions:
         """Find the interactions among the units.
@@ -201,7 +201,8 @@ class CircuitSpex:
             keep_rate: Share of units that a mask keeps.
             max_order: Largest set of units that is looked for; the decoder's own default when None.
             seed: Seed of every draw.
-            prompts_per_mask: ``all``, or how many prompts each mask is evaluated on.
+            prompts_per_mask: ``all``, how many prompts each mask is evaluated on, or ``auto``: all
+                for ``exact`` and ``moebius``, else as few as there are masks for.
             **options: Further options of the decoder.
 
         Returns:

@@ -15,8 +15,8 @@ SMALL = Settings(units="heads@1", n_prompts=2, budget=32)
     ("n_units", "budget", "decoder", "keep_rate", "drawn"),
     [
         (8, 4096, "exact", 0.5, "all"),
-        (8, 4095, "proxyspex", 0.95, 1),
-        (270, 10**9, "proxyspex", 0.95, 1),
+        (8, 4095, "hybrid", 0.95, 1),
+        (270, 10**9, "hybrid", 0.95, 1),
     ],
 )
 def test_plan(n_units: int, budget: int, decoder: str, keep_rate: float, drawn: object) -> None:

@@ -669,10 +669,6 @@ def test_held_out_estimates_of_zero_terms_are_zero_on_average():
     assert below / n_terms / n_games < 0.05
 
 
-@pytest.mark.xfail(
-    reason="A term that noise makes strong in all rows is chosen by the other rows of every fold, "
-    "so its estimate is that of all rows; p-values among *reported* terms are too small.",
-)
 def test_on_noise_alone_hardly_any_game_has_significant_terms():
     n_games = 40
     some = [false_share(decode_noisy("lasso", seed, ()), ()) > 0 for seed in range(n_games)]

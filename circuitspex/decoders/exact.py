@@ -61,7 +61,7 @@ def transform_all(decoder: Decoder, meter: Meter) -> Interactions:
             f"the exact decoder takes at most {_MAX_UNITS} units, 2**{_MAX_UNITS} masks; got "
             f"{meter.n_units}. Restrict the units, or use a sparse decoder such as 'proxyspex'."
         )
-    if decoder.prompts_per_mask not in ("all", meter.n_prompts):
+    if decoder.prompts_per_mask not in ("all", "auto", meter.n_prompts):
         raise DecoderError(
             f"the exact decoder evaluates every prompt; got prompts_per_mask="
             f"{decoder.prompts_per_mask}. Use 'all', or a sparse decoder."

@@ -137,6 +137,9 @@ def interactions_table(interactions: Interactions) -> str:
         "prompts": "for the random choice of prompts",
         "none": "not given, as the values are exact",
     }
+    starred = ""
+    if interactions.p_values is not None:
+        starred = "★: of all so marked, at most 5 % are expected to be chance. "
     note = (
         (
             f"The {min(len(larger), _N_ROWS)} largest of {len(larger)} interactions, by effect. "
@@ -144,7 +147,8 @@ def interactions_table(interactions: Interactions) -> str:
             else f"{NO_JOINT_TERMS} "
         )
         + f"Effect: Möbius coefficient at the intact model. Intervals cover 95 %, "
-        f"{sources[interactions.error_source]}; grey ones include zero. On average: Fourier "
+        f"{sources[interactions.error_source]}; grey ones include zero. {starred}"
+        f"On average: Fourier "
         f"coefficient over masks that keep each unit at rate {interactions.keep_rate:g}."
     )
     return (
@@ -171,7 +175,7 @@ def _table_row(rank: int, row: InteractionRow) -> str:
     if row.low is None or row.high is None:
         interval, faint = "–", " wide"
     else:
-        interval = f"{number(row.low)} … {number(row.high)}"
+        interval = f"{number(row.low)} … {number(row.high)}{' ★' if row.significant else ''}"
         faint = " wide" if row.low <= 0 <= row.high else ""
     return (
         f'<tr><td class="n">{rank}</td>'

@@ -35,6 +35,9 @@ class InteractionRow(NamedTuple):
     """Upper end."""
     fourier: float
     """Fourier coefficient at the keep rate: what the set contributes on average over masks."""
+    significant: bool | None = None
+    """Whether it is among those of which at most 5 % are expected to be chance, single units and
+    sets apart; None where that is not known."""
 
 
 def interaction_rows(
@@ -57,26 +60,38 @@ def interaction_rows(
     sizes = intact.coefficients.abs().tolist()
     smallest = _CANCELLED * max(sizes, default=0.0)
     at_least = max(min_order, 1)
+    listed = None
+    if intact.p_values is not None:
+        found = [*intact.significant(max_order=1), *intact.significant(min_order=2)]
+        listed = {ranked.units for ranked in found}
     chosen = [i for i in ranking if len(intact.support[i]) >= at_least and sizes[i] > smallest][:k]
     return [
-        _row(rank, intact, i, averages.get(intact.support[i], 0.0))
+        _row(rank, intact, i, averages.get(intact.support[i], 0.0), listed)
         for rank, i in enumerate(chosen, start=1)
     ]
 
 
-def _row(rank: int, intact: Interactions, i: int, fourier: float) -> InteractionRow:
+def _row(
+    rank: int,
+    intact: Interactions,
+    i: int,
+    fourier: float,
+    listed: set[tuple[str, ...]] | None,
+) -> InteractionRow:
     indices, coefficient = intact.support[i], float(intact.coefficients[i])
+    units = tuple(intact.units[unit] for unit in indices)
     error = None if intact.std_errors is None else NORMAL_95 * float(intact.std_errors[i])
     return InteractionRow(
         rank=rank,
         indices=indices,
-        units=tuple(intact.units[unit] for unit in indices),
+        units=units,
         order=len(indices),
         kind=kind(coefficient, len(indices), "intact") or "",
         coefficient=coefficient,
         low=None if error is None else coefficient - error,
         high=None if error is None else coefficient + error,
         fourier=fourier,
+        significant=None if listed is None else units in listed,
     )
 
 
