@@ -542,3 +542,9 @@ def test_prompts_that_do_not_fit_the_values_are_refused(changes, message):
     values = arguments.pop("values")
     with pytest.raises(DecoderError, match=message):
         regression("lasso").fit(masks, values, rng, **arguments)
+
+
+def test_fit_cannot_restrict_units():
+    decoder: Any = decoders.get("lasso", among=(0, 1))
+    with pytest.raises(DecoderError, match="cannot restrict them; leave among out"):
+        decoder.fit(torch.ones(20, 3, dtype=torch.bool), torch.ones(20), np.random.default_rng(0))

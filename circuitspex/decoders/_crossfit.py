@@ -65,9 +65,9 @@ class Report:
                   \big(r(x) + \hat F_{-k}(T) \chi_T(x)\big) \Big/ \sum_x \chi_T(x)^2
 
         over folds k, S_{-k} being the terms that the other rows chose and r the residual of their
-        fit. A term that owes its place to noise has none here; a term that most folds chose loses
+        fit. A term that some rows alone put there is small here; a term that most folds chose loses
         little. Where a fold's other rows did not choose T, it counts as 0, which errs towards
-        finding nothing. All folds share one denominator: at keep rates near 1 a fold may hold
+        finding nothing. What noise makes strong in all folds alike is not seen through. All folds share one denominator: at keep rates near 1 a fold may hold
         hardly a mask that ablates all of T, and a quotient of its own would be anything.
 
         Args:

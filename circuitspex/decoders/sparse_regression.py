@@ -95,6 +95,11 @@ class SparseRegression(Decoder):
             DecoderError: If there are no masks, not one value for each, or prompts that do not fit.
             NonFiniteError: If a value is NaN or infinite.
         """
+        if self.among is not None:
+            raise DecoderError(
+                "fit takes masks over the units to be decoded and cannot restrict them; leave among "
+                "out, and pass only the columns of these units."
+            )
         check_masks(masks, masks.shape[-1])
         self._check_units(masks.shape[1])
         draws = values.detach().cpu().numpy().astype(np.float64)
