@@ -1,5 +1,7 @@
 """Options that decoders share: some of the units, an early stop, prompts and their own games."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch

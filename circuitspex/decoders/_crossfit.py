@@ -59,7 +59,7 @@ class Report:
     def estimate(
         self, samples: Samples, support: Sequence[Term], keep_rate: float
     ) -> Float[np.ndarray, " terms"] | None:
-        r"""Estimate coefficients only from rows that had no part in choosing the term.
+        r"""Estimate each fold's share of coefficients only for terms that the other folds chose.
 
         .. math:: \tilde F(T) = \sum_k 1[T \in S_{-k}] \sum_{x \in k} \chi_T(x)
                   \big(r(x) + \hat F_{-k}(T) \chi_T(x)\big) \Big/ \sum_x \chi_T(x)^2
@@ -67,8 +67,9 @@ class Report:
         over folds k, S_{-k} being the terms that the other rows chose and r the residual of their
         fit. A term that some rows alone put there is small here; a term that most folds chose loses
         little. Where a fold's other rows did not choose T, it counts as 0, which errs towards
-        finding nothing. What noise makes strong in all folds alike is not seen through. All folds share one denominator: at keep rates near 1 a fold may hold
-        hardly a mask that ablates all of T, and a quotient of its own would be anything.
+        finding nothing. What noise makes strong in all folds alike is not seen through. All folds
+        share one denominator: at keep rates near 1 a fold may hold hardly a mask that ablates all
+        of T, and a quotient of its own would be anything.
 
         Args:
             samples: All rows.

@@ -97,8 +97,8 @@ class SparseRegression(Decoder):
         """
         if self.among is not None:
             raise DecoderError(
-                "fit takes masks over the units to be decoded and cannot restrict them; leave among "
-                "out, and pass only the columns of these units."
+                "fit takes masks over the units to be decoded and cannot restrict them; leave "
+                "among out, and pass only the columns of these units."
             )
         check_masks(masks, masks.shape[-1])
         self._check_units(masks.shape[1])
