@@ -347,7 +347,7 @@ def test_shrunken_fits_shrink_every_prompt_alike():
 
     game.per_prompt = noisy
     found = decoders.get("lasso").decode(game, budget=120 * 4, seed=0)
-    assert found.diagnostics["ridge"] > 0
+    assert found.diagnostics["ridge"] != 0.0  # a penalty, or None for the LASSO itself
     assert found.prompt_coefficients is not None
     torch.testing.assert_close(
         found.prompt_coefficients.mean(dim=1), found.coefficients, rtol=0, atol=1e-9

@@ -197,26 +197,24 @@ def scores(
 def covariance(
     columns: Float[np.ndarray, "rows coefficients"],
     incidence: Float[np.ndarray, "rows prompts"],
-    penalties: Float[np.ndarray, " coefficients"],
-    coefficients: Float[np.ndarray, " coefficients"],
+    shrinkage: Float[np.ndarray, " coefficients"],
     residuals: Float[np.ndarray, " rows"],
     groups: Int[np.ndarray, " rows"],
 ) -> Float[np.ndarray, "terms terms"]:
     r"""Return the cluster-robust covariance of F(∅) and the coefficients, with their shrinkage.
 
     .. math:: G^{-1} \Big[\sum_g X_g^T e_g e_g^T X_g\Big] G^{-1} + b b^T,
-        \quad e_i = r_i / \sqrt{1 - h_i}, \quad G = X^T X, \quad b = G^{-1} \Lambda \hat\beta
+        \quad e_i = r_i / \sqrt{1 - h_i}, \quad G = X^T X
 
-    That is, the covariance of least squares without a penalty, and what the penalty took from the
-    coefficients as an error of its own. The leverages h matter where the support is large or few
+    That is, the covariance of least squares without a penalty, and b, what penalties took from the
+    coefficients, as an error of its own. The leverages h matter where the support is large or few
     masks ablate all of a term; without them coverage at keep rate 0.9 is 90 to 93 %
-    (benchmarks/coverage.py).
+    (benchmarks/interval_coverage.py).
 
     Args:
         columns: Characters of the interactions.
         incidence: Share of each prompt in each row.
-        penalties: Ridge penalty of each interaction.
-        coefficients: The interactions' penalised coefficients.
+        shrinkage: b, least squares on the same support less the coefficients.
         residuals: Out-of-fold residuals: those of fits that had not seen the row, so that what
             selection and overfitting cost is in them.
         groups: Rows with the same number are one cluster g.
@@ -239,6 +237,5 @@ def covariance(
     starts = np.flatnonzero(np.r_[True, np.diff(cluster[order]) > 0])
     parts = reach * (residuals / np.sqrt(1 - leverage))
     spread = np.add.reduceat(parts[:, order], starts, axis=1)
-    shrinkage = solve_gram(gram, np.r_[np.zeros(n_free), penalties * coefficients])
-    errors = np.delete(np.c_[spread, shrinkage], np.s_[1:n_free], axis=0)
+    errors = np.c_[np.delete(spread, np.s_[1:n_free], axis=0), np.r_[0.0, shrinkage]]
     return errors @ errors.T

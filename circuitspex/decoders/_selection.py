@@ -2,7 +2,8 @@
 
 The LASSO orders the candidates: as its penalty falls, terms enter. Each support on the way is then
 refitted by ridge regression at a few penalties, the smallest being none (the relaxed LASSO), which
-removes the bias that made the LASSO small.
+removes the bias that made the LASSO small. The LASSO's own coefficients are a fit as well: they
+predict best where very many terms have small effects, as in a language model.
 
 There are three paths. On the first all terms are penalised alike. But candidates of several units
 are so many that the strongest of them owe their place to noise, and where single units carry most
@@ -31,13 +32,16 @@ RIDGES = (0.0, 0.03, 0.2, 1.0)
 """Ridge penalties of the refit, per row; the characters have variance 1, so the last one halves
 coefficients, which predicts best where hardly anything can be told from noise."""
 
+N_SHRINKAGES = len(RIDGES) + 1
+"""Fits of one support: a refit for each ridge penalty, and the LASSO's own coefficients."""
+
 EMPHASES = (1.0, 0.4, 0.0)
 """Weight of terms of several units against single ones, one path each."""
 
 EMPTY_SUPPORT = 0
 """The fit without terms, at the largest penalty."""
 
-LARGEST_SUPPORT = (len(PENALTIES) - 1) * len(RIDGES)
+LARGEST_SUPPORT = (len(PENALTIES) - 1) * N_SHRINKAGES
 """The fit with the largest support on the first path, without ridge."""
 
 _MAX_SHARE = 0.5  # of the rows that a support may hold
@@ -78,7 +82,7 @@ def combine(families: Sequence[Mapping[Term, float]]) -> Candidates:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Fits of one set of rows: families outermost, then emphases, LASSO and ridge penalties."""
+    """Fits of one set of rows: families outermost, then emphases, LASSO penalties, shrinkages."""
 
     terms: list[Term]
     """The candidates."""
@@ -120,20 +124,24 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
         keep_rate: p of the characters.
 
     Returns:
-        One fit for every family, emphasis, LASSO penalty and ridge penalty.
+        One fit for every family, emphasis, LASSO penalty and shrinkage.
     """
     columns = characters(samples.masks, candidates.terms, keep_rate)
     values, n_rows = samples.values, len(samples.values)
     n_free = 1 + samples.incidence.shape[1]
     design, gram = normal_equations(columns, samples.incidence, np.zeros(columns.shape[1]))
     right = design.T @ values
-    supports = _emphasised_supports(gram, right, n_free, values, candidates)
-    solutions = np.zeros((len(gram), len(supports), len(RIDGES)))
+    steps = _emphasised_steps(gram, right, n_free, values, candidates)
+    solutions = np.zeros((len(gram), len(steps), N_SHRINKAGES))
     solved: dict[bytes, int] = {}
-    for i, support in enumerate(supports):
+    free = gram[:n_free, :n_free]
+    for i, (support, own) in enumerate(steps):
+        solutions[n_free + support, i, -1] = own
+        fixed = right[:n_free] - gram[:n_free, n_free + support] @ own
+        solutions[:n_free, i, -1] = solve_gram(free, fixed)
         same = solved.setdefault(support.tobytes(), i)
         if same != i:
-            solutions[:, i] = solutions[:, same]
+            solutions[:, i, :-1] = solutions[:, same, :-1]
             continue
         index = np.concatenate([np.arange(n_free), n_free + support])
         block = gram[np.ix_(index, index)]
@@ -143,7 +151,7 @@ def sweep(samples: Samples, candidates: Candidates, keep_rate: float) -> Sweep:
             shrunk[penalised, penalised] += ridge * n_rows
             solutions[index, i, j] = solve_gram(shrunk, right[index])
     flat = solutions.reshape(len(gram), -1)
-    sizes = np.repeat([len(support) for support in supports], len(RIDGES))
+    sizes = np.repeat([len(support) for support, _ in steps], N_SHRINKAGES)
     return Sweep(candidates.terms, flat[:n_free], flat[n_free:], sizes)
 
 
@@ -156,38 +164,48 @@ class Choice(NamedTuple):
     """Weight of terms of several units."""
     lasso: float
     """LASSO penalty."""
-    ridge: float
-    """Ridge penalty of the refit, per row."""
+    ridge: float | None
+    """Ridge penalty of the refit, per row; None for the LASSO's own coefficients."""
 
 
 def choice_of(fit: int) -> Choice:
     """Return what a fit of a sweep stands for."""
-    shape = (-1, len(EMPHASES), len(PENALTIES), len(RIDGES))
+    shape = (-1, len(EMPHASES), len(PENALTIES), N_SHRINKAGES)
     n_families = fit // np.prod(shape[1:]) + 1
-    family, emphasis, lasso, ridge = np.unravel_index(fit, (n_families, *shape[1:]))
-    return Choice(int(family), EMPHASES[emphasis], float(PENALTIES[lasso]), RIDGES[ridge])
+    family, emphasis, lasso, shrinkage = np.unravel_index(fit, (n_families, *shape[1:]))
+    ridge = (*RIDGES, None)[shrinkage]
+    return Choice(int(family), EMPHASES[emphasis], float(PENALTIES[lasso]), ridge)
 
 
-def _emphasised_supports(
+class _Step(NamedTuple):
+    """One penalty of a LASSO path."""
+
+    support: Int[np.ndarray, " support"]
+    """Which candidates are in."""
+    coefficients: Float[np.ndarray, " support"]
+    """The LASSO's own coefficients of them."""
+
+
+def _emphasised_steps(
     gram: Float[np.ndarray, "all all"],
     right: Float[np.ndarray, " all"],
     n_free: int,
     values: Float[np.ndarray, " rows"],
     candidates: Candidates,
-) -> list[Int[np.ndarray, " support"]]:
-    """Return the supports of all paths, one after the other."""
+) -> list[_Step]:
+    """Return the steps of all paths, one after the other."""
     joint = np.array([len(term) > 1 for term in candidates.terms], dtype=bool)
     families = candidates.families or (candidates.weights,)
-    supports: list[Int[np.ndarray, " support"]] = []
+    steps: list[_Step] = []
     for (number, family), emphasis in product(enumerate(families), EMPHASES):
         several = joint[family > 0]
         if emphasis < 1 and (several.all() or not several.any()):
-            supports += supports[-len(PENALTIES) :]
+            steps += steps[-len(PENALTIES) :]
             continue
         weights = family * np.where(joint, emphasis, 1.0)
         chosen = np.flatnonzero(weights)
         index = np.concatenate([np.arange(n_free), n_free + chosen])
-        path = _lasso_supports(
+        path = _lasso_steps(
             gram[np.ix_(index, index)],
             right[index],
             n_free,
@@ -195,22 +213,22 @@ def _emphasised_supports(
             weights[chosen],
             every=1 if emphasis == 1 and number == 0 else 2,
         )
-        supports += [chosen[support] for support in path]
-    return supports
+        steps += [_Step(chosen[step.support], step.coefficients) for step in path]
+    return steps
 
 
-def _lasso_supports(
+def _lasso_steps(
     gram: Float[np.ndarray, "all all"],
     right: Float[np.ndarray, " all"],
     n_free: int,
     values: Float[np.ndarray, " rows"],
     weights: Float[np.ndarray, " candidates"],
     every: int,
-) -> list[Int[np.ndarray, " support"]]:
-    """Return the support at every penalty, after projecting out intercept and prompts.
+) -> list[_Step]:
+    """Return the LASSO at every penalty, after projecting out intercept and prompts.
 
     Only each ``every``-th penalty is solved, and supports end at so many times fewer terms; the
-    penalties between keep the support before them.
+    penalties between keep the step before them.
 
     Frisch & Waugh: regressing on what is left of columns and values after the free columns are
     projected out gives the same coefficients as regressing on all of them. Inner products of what
@@ -223,9 +241,9 @@ def _lasso_supports(
     covariances = (right[n_free:] - projector.T @ right[:n_free]) * scale
     energy = float(values @ values - right[:n_free] @ solve_gram(free, right[:n_free]))
     largest = np.abs(covariances).max(initial=0.0) / len(values)
-    supports = [np.zeros(0, dtype=np.int64)] * len(PENALTIES)
+    steps = [_Step(np.zeros(0, dtype=np.int64), np.zeros(0))] * len(PENALTIES)
     if largest <= 1e-14 * np.abs(values).max(initial=0.0):
-        return supports
+        return steps
     start = np.zeros(len(scale))
     solved = np.arange(1, len(PENALTIES), every)
     for first in range(0, len(solved), _STRIDE):
@@ -235,10 +253,11 @@ def _lasso_supports(
         for i, column in zip(among, path.T, strict=True):
             support = np.flatnonzero(column)
             if len(support) > max(1, _MAX_SHARE / every * len(values)):
-                return supports
-            supports[i:] = [support] * (len(PENALTIES) - i)
+                return steps
+            own = _Step(support, (column * scale)[support])
+            steps[i:] = [own] * (len(PENALTIES) - i)
         start = path[:, -1]
-    return supports
+    return steps
 
 
 def _lasso_path(

@@ -174,7 +174,9 @@ class SparseRegression(Decoder):
         kept = np.flatnonzero(fits.coefficients[:, report.best])
         support = ((), *(candidates.terms[i] for i in kept))
         coefficients = np.r_[fits.constants[0, report.best], fits.coefficients[kept, report.best]]
-        errors = self._covariance(samples, support[1:], coefficients[1:], report)
+        exact = self._least_squares(samples, support[1:])
+        shrinkage = exact[:, 0] - coefficients
+        errors = self._covariance(samples, support[1:], shrinkage[1:], report)
         estimates = report.estimate(samples, support[1:], self.keep_rate)
         return Interactions(
             n_units=len(labels),
@@ -189,7 +191,9 @@ class SparseRegression(Decoder):
             held_out_coefficients=None
             if estimates is None
             else torch.from_numpy(np.r_[coefficients[:1], estimates]),
-            prompt_coefficients=self._each_prompt(samples, support[1:], report),
+            prompt_coefficients=None
+            if samples.table is None
+            else torch.from_numpy(exact[:, 1:] - shrinkage[:, None]),
             error_source="none" if errors is None else "masks",
             n_evaluations=n_evaluations,
             held_out_r2=report.r2,
@@ -197,36 +201,32 @@ class SparseRegression(Decoder):
             diagnostics=self._diagnostics(samples, fits, report),
         )
 
-    def _each_prompt(
-        self, samples: Samples, support: tuple[tuple[int, ...], ...], report: Report
-    ) -> Tensor | None:
-        """Return every prompt's coefficients on the support that was chosen for their mean."""
-        if samples.table is None:
-            return None
+    def _least_squares(
+        self, samples: Samples, support: tuple[tuple[int, ...], ...]
+    ) -> Float[np.ndarray, "terms columns"]:
+        """Return the constant and coefficients of the rows' values, without shrinkage.
+
+        Further columns are of every prompt's own values, where all prompts were evaluated.
+        """
         columns = characters(samples.masks, support, self.keep_rate)
-        ridge = np.full(len(support), choice_of(report.best).ridge * len(columns))
-        return torch.from_numpy(solve(columns, samples.incidence, samples.table, ridge))
+        values = samples.values[:, None]
+        if samples.table is not None:
+            values = np.concatenate([values, samples.table], axis=1)
+        solution = solve(columns, samples.incidence, values, np.zeros(len(support)))
+        return np.delete(solution, np.s_[1 : 1 + samples.incidence.shape[1]], axis=0)
 
     def _covariance(
         self,
         samples: Samples,
         support: tuple[tuple[int, ...], ...],
-        coefficients: Float[np.ndarray, " coefficients"],
+        shrinkage: Float[np.ndarray, " coefficients"],
         report: Report,
     ) -> Tensor | None:
         if report.residuals is None:
             return None
         columns = characters(samples.masks, support, self.keep_rate)
-        ridge = choice_of(report.best).ridge * len(columns)
         return torch.from_numpy(
-            covariance(
-                columns,
-                samples.incidence,
-                np.full(len(support), ridge),
-                coefficients,
-                report.residuals,
-                samples.groups,
-            )
+            covariance(columns, samples.incidence, shrinkage, report.residuals, samples.groups)
         )
 
     def _diagnostics(self, samples: Samples, fits: Sweep, report: Report) -> dict[str, Any]:

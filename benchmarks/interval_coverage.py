@@ -23,7 +23,7 @@ is the alternating sum of the game's own values. The constant is counted by itse
 
 Every figure has a Monte-Carlo error, clustered by game. Ends with 1 if a check fails.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--smoke] [--games 25] [--first 0]
+    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [--smoke] [--games 25] [--first 0]
 """
 
 import argparse
@@ -348,7 +348,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "coverage",
+                "benchmark": "interval_coverage",
                 "games": n_games * len(kinds) * len(KEEP_RATES),
                 "first_seed": arguments.first,
                 "false_discovery_rate": RATE,
