@@ -8,7 +8,7 @@ from games import PromptsGame, SparseGame, random_terms
 from circuitspex import decoders
 from circuitspex.decoders._crossfit import held_out_r2
 from circuitspex.decoders._samples import Meter
-from circuitspex.decoders._sampling import draw_samples
+from circuitspex.decoders._sampling import evaluate_round, plan_rounds, prompts_to_draw
 
 
 class Noisy:
@@ -55,7 +55,9 @@ def test_r2_of_the_average_game_is_unbiased_at_any_number_of_prompts(prompts_per
     for seed in range(40):
         game = PromptsGame(20, 16, seed, spread=0.5)
         meter, rng = Meter(game, 1600), np.random.default_rng(seed)
-        samples = draw_samples(meter, 0.5, prompts_per_mask, rng)
+        n_drawn = prompts_to_draw(meter, prompts_per_mask)
+        (only,) = plan_rounds(meter, 0.5, n_drawn, [1.0], rng)
+        samples = evaluate_round(meter, only, n_drawn, 0.5, rng)
         wrong = SparseGame(20, game.support, game.coefficients.mean(axis=0) * 0.5)
         wrong.coefficients[0] = 0.0
         effects = game.coefficients[:, 0]

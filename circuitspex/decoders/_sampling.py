@@ -41,25 +41,6 @@ class Round:
         return cells
 
 
-def draw_samples(
-    meter: Meter, keep_rate: float, prompts_per_mask: PromptsPerMask, rng: np.random.Generator
-) -> Samples:
-    """Spend the rest of the budget on Bernoulli masks, in complementary pairs at keep rate ½.
-
-    Args:
-        meter: The metered set function.
-        keep_rate: Probability of keeping a unit.
-        prompts_per_mask: ``"all"``, or how many prompts each mask is evaluated on.
-        rng: Source of every draw.
-
-    Returns:
-        The samples; all of the budget is spent unless there are no more masks to ask for.
-    """
-    n_drawn = prompts_to_draw(meter, prompts_per_mask)
-    (only,) = plan_rounds(meter, keep_rate, n_drawn, [1.0], rng)
-    return evaluate_round(meter, only, n_drawn, keep_rate, rng)
-
-
 def prompts_to_draw(meter: Meter, prompts_per_mask: PromptsPerMask) -> int | None:
     """Return how many prompts to draw for each mask, or None for all of them.
 
