@@ -84,6 +84,10 @@ def discover_command(
         str,
         typer.Option(help="all, or how many prompts each mask sees; auto: all for exact, else 1."),
     ] = "auto",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Stop early once R² rises by less. [default: spend the budget]"),
+    ] = None,
     n_prompts: Annotated[
         int, typer.Option(min=1, help="Prompts to discover on; as many others are held out.")
     ] = 16,
@@ -127,6 +131,7 @@ def discover_command(
             keep_rate=keep_rate,
             max_order=max_order,
             prompts_per_mask=_read_prompts_per_mask(prompts_per_mask),
+            tolerance=tolerance,
             n_prompts=n_prompts,
             ablation=ablation,
             metric=metric,

@@ -47,6 +47,8 @@ class Settings:
     """Largest set of units that is looked for; None is the decoder's own default."""
     prompts_per_mask: int | Literal["all", "auto"] = "auto"
     """Prompts each mask is evaluated on; ``auto`` is all for exact decoding and 1 otherwise."""
+    tolerance: float | None = None
+    """Rise of the held-out R² that is too small to spend more budget for; None spends all."""
     n_prompts: int = 16
     """Prompts to discover on; as many others are held out to verify on."""
     ablation: str = "zero"
@@ -209,6 +211,7 @@ def discover(
             max_order=settings.max_order,
             seed=settings.seed,
             prompts_per_mask=plan.prompts_per_mask,
+            **({} if settings.tolerance is None else {"tolerance": settings.tolerance}),
         )
         spex.spec.save(folder / "spec.json")
         interactions.save(folder / "interactions.json")

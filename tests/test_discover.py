@@ -1,5 +1,6 @@
 """The whole path: what is decided where the settings leave it open, and what is on disk after."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,11 @@ def test_half_a_run_is_named(tmp_path: Path) -> None:
 def test_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="got 'int8'"):
         discover(Settings(dtype="int8"), tmp_path)
+
+
+def test_a_tolerance_stops_a_run_early(tmp_path: Path) -> None:
+    settings = Settings(decoder="lasso", keep_rate=0.7, budget=16 * 1024, n_prompts=2)
+    whole = discover(settings, tmp_path / "whole")
+    early = discover(replace(settings, tolerance=0.05), tmp_path / "early")
+    assert whole.interactions.n_evaluations > early.interactions.n_evaluations
+    assert early.interactions.diagnostics["stopping"]["stopped_early"]
