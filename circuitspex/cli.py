@@ -209,11 +209,12 @@ def _show(result: "Result", top: int) -> None:
     from circuitspex.report import NO_JOINT_TERMS, interaction_rows
 
     interactions, report = result.interactions, result.verification
-    r2 = interactions.held_out_r2
+    r2, error = interactions.held_out_r2, interactions.diagnostics.get("held_out_r2_std_error")
+    give_or_take = "" if error is None else f" ± {error:.3f} (standard error)"
     _out.print(
         f"{len(interactions.support):,} terms by {interactions.decoder} from "
         f"{interactions.n_evaluations:,} evaluations, keep rate {interactions.keep_rate:g}; "
-        + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}")
+        + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}{give_or_take}")
     )
     rows = interaction_rows(interactions, top, min_order=2)
     _out.print(_interactions_table(rows, interactions.n_units) if rows else Text(NO_JOINT_TERMS))

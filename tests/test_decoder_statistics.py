@@ -6,7 +6,7 @@ import torch
 from games import PromptsGame, SparseGame, random_terms
 
 from circuitspex import decoders
-from circuitspex.decoders._crossfit import held_out_r2
+from circuitspex.decoders._crossfit import held_out_r2, r2_std_error
 from circuitspex.decoders._samples import Meter
 from circuitspex.decoders._sampling import evaluate_round, plan_rounds, prompts_to_draw
 
@@ -51,7 +51,7 @@ def test_nominal_95_percent_intervals_cover_90_to_98(name, n_games, keep_rate):
 @pytest.mark.parametrize("prompts_per_mask", [1, 2, 4, 16, "all"])
 def test_r2_of_the_average_game_is_unbiased_at_any_number_of_prompts(prompts_per_mask):
     """A fixed wrong prediction, so that nothing but the formula is tested."""
-    estimates, truths = [], []
+    estimates, truths, errors = [], [], []
     for seed in range(40):
         game = PromptsGame(20, 16, seed, spread=0.5)
         meter, rng = Meter(game, 1600), np.random.default_rng(seed)
@@ -67,10 +67,12 @@ def test_r2_of_the_average_game_is_unbiased_at_any_number_of_prompts(prompts_per
         departures = samples.draws - effects
         predicted = wrong.truth(torch.from_numpy(samples.masks))
         estimates.append(held_out_r2(samples, departures - predicted[:, None], departures))
+        errors.append(r2_std_error(samples, departures - predicted[:, None], departures))
         truths.append(0.75)
     error = np.std(estimates) / np.sqrt(len(estimates))
     assert abs(np.mean(estimates) - np.mean(truths)) < 3 * error + 0.01
     assert error < 0.02
+    assert 0.6 < np.mean(errors) / np.std(estimates) < 1.6  # what it says of itself is so
 
 
 @pytest.mark.parametrize("name", ["lasso", "proxyspex"])

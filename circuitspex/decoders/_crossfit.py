@@ -50,6 +50,9 @@ class Report:
     r2: float | None
     """Held-out R² of the average game; None without held-out rows or variation."""
 
+    r2_std_error: float | None
+    """Its standard error over the masks it rests on."""
+
     folds: Int[np.ndarray, " rows"]
     """Fold of every row."""
 
@@ -120,7 +123,7 @@ def crossfit(
     folds = _deal(samples, min(n_folds, n_groups), rng)
     n_folds = folds.max() + 1
     if n_groups < _MIN_GROUPS:
-        return Report(LARGEST_SUPPORT, None, None, folds)
+        return Report(LARGEST_SUPPORT, None, None, None, folds)
     sweeps: list[Sweep] = []
     for fold in range(n_folds):
         known = samples.take(np.flatnonzero(folds != fold))
@@ -144,6 +147,7 @@ def crossfit(
         _best(errors, sizes, floor, returned=True),
         residuals.mean(axis=1),
         held_out_r2(samples, residuals, departures),
+        r2_std_error(samples, residuals, departures),
         folds,
         tuple(dict(zip(fit.terms, fit.coefficients[:, 0].tolist(), strict=True)) for fit in used),
     )
@@ -258,17 +262,44 @@ def held_out_r2(
     """
     if samples.n_prompts == 1:
         departures = samples.draws - samples.draws.mean()
-    error = _mean_square(samples, residuals)
-    total = _mean_square(samples, departures)
+    error = _squares(samples, residuals).mean()
+    total = _squares(samples, departures).mean()
     if total <= 1e-20 * np.square(samples.values).mean():
         return None
     return float(min(1.0, 1 - error / total))
 
 
-def _mean_square(samples: Samples, draws: Float[np.ndarray, "rows drawn"]) -> float:
-    """Return the mean square over masks of the mean over all prompts, of which a few are drawn."""
+def r2_std_error(
+    samples: Samples,
+    residuals: Float[np.ndarray, "rows drawn"],
+    departures: Float[np.ndarray, "rows drawn"],
+) -> float | None:
+    """Return the standard error of :func:`held_out_r2` over masks, by linearisation of the ratio.
+
+    Args:
+        samples: The rows.
+        residuals: As there.
+        departures: As there.
+
+    Returns:
+        The standard error; None where there is no R², or a single mask.
+    """
     if samples.n_prompts == 1:
-        return float(np.square(draws.mean(axis=1)).mean())
+        departures = samples.draws - samples.draws.mean()
+    errors, totals = _squares(samples, residuals), _squares(samples, departures)
+    total = totals.mean()
+    if len(totals) < 2 or total <= 1e-20 * np.square(samples.values).mean():
+        return None
+    influence = (errors - errors.mean() / total * totals) / total
+    return float(influence.std(ddof=1) / np.sqrt(len(influence)))
+
+
+def _squares(
+    samples: Samples, draws: Float[np.ndarray, "rows drawn"]
+) -> Float[np.ndarray, " masks"]:
+    """Return the square of the mean over all prompts, of which a few are drawn, of every mask."""
+    if samples.n_prompts == 1:
+        return np.square(draws.mean(axis=1))
     _, mask = np.unique(samples.mask_ids, return_inverse=True)
     counts = np.bincount(mask) * draws.shape[1]
     means = np.bincount(mask, weights=draws.sum(axis=1)) / counts
@@ -276,4 +307,4 @@ def _mean_square(samples: Samples, draws: Float[np.ndarray, "rows drawn"]) -> fl
     several = counts > 1
     counts, means, squares = counts[several], means[several], squares[several]
     unseen = np.maximum(0.0, 1 - counts / samples.n_prompts)
-    return float((means**2 - squares / (counts - 1) / counts * unseen).mean())
+    return means**2 - squares / (counts - 1) / counts * unseen

@@ -240,6 +240,7 @@ class SparseRegression(Decoder):
             **variance_components(samples),
             "n_candidates": len(fits.terms),
             "held_out": report.residuals is not None,
+            "held_out_r2_std_error": report.r2_std_error,
             "family": choice.family,
             "emphasis": choice.emphasis,
             "lasso_penalty": choice.lasso,
