@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from circuitspex.decoders._bins import complete_tables, decode_bins, n_words_of
-from circuitspex.decoders._regression import Term, characters, solve_gram
+from circuitspex.decoders._regression import Term, characters, scores, solve_gram
 from circuitspex.decoders._samples import Samples
 from circuitspex.decoders.lasso import screen_pairs
 
@@ -62,12 +62,6 @@ class _Fit:
         self.active = np.ones(1, dtype=bool)
         self.solution = np.array([values.mean()])
         self.residuals = values - values.mean()
-
-    def scores(self, terms: Sequence[Term]) -> Float[np.ndarray, " terms"]:
-        """Return how far covariances with the residuals are from zero, in standard errors."""
-        columns = characters(self.masks, terms, self.keep_rate)
-        spread = max(float(self.residuals.std()), np.finfo(float).tiny)
-        return np.abs(self.residuals @ columns) / np.sqrt(len(self.values)) / spread
 
     def add(self, terms: Sequence[Term]) -> None:
         """Fit further terms along, then leave out what is not far enough from zero."""
@@ -150,10 +144,10 @@ def _significant(search: Search, fit: _Fit, tried: set[Term]) -> list[Term]:
     proposed = [term for term in search(fit.residuals, fit.chosen) if term not in tried]
     if not proposed:
         return []
-    scores = fit.scores(proposed)
+    sizes = scores(fit.masks, fit.residuals, proposed, fit.keep_rate)
     level = max(_LEAST_SCORE, np.sqrt(2 * np.log(search.n_looked_at)))
-    best = np.argsort(-scores, kind="stable")[:_MAX_FOUND]
-    return [proposed[i] for i in best if scores[i] > level]
+    best = np.argsort(-sizes, kind="stable")[:_MAX_FOUND]
+    return [proposed[i] for i in best if sizes[i] > level]
 
 
 def search_units(units: Int[np.ndarray, " chosen"], n_units: int) -> Search:
@@ -266,9 +260,9 @@ def search_extensions(
         if not parents:
             return []
         columns = characters(masks, parents, keep_rate) * residuals[:, None]
-        scores = np.abs(columns.T.astype(np.float32) @ z) / np.sqrt(len(residuals))
-        level = residuals.std() * np.sqrt(2 * np.log(max(2, scores.size)))
-        strong = zip(*np.nonzero(scores > level), strict=True)
+        sizes = np.abs(columns.T.astype(np.float32) @ z) / np.sqrt(len(residuals))
+        level = residuals.std() * np.sqrt(2 * np.log(max(2, sizes.size)))
+        strong = zip(*np.nonzero(sizes > level), strict=True)
         found = {tuple(sorted({*parents[i], int(units[j])})) for i, j in strong}
         return sorted(found - set(parents))
 

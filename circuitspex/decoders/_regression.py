@@ -176,22 +176,23 @@ def strongest_units(
 def scores(
     masks: Bool[np.ndarray, "rows units"],
     values: Float[np.ndarray, " rows"],
-    units: Int[np.ndarray, " chosen"],
+    terms: Sequence[Term],
     keep_rate: float,
-) -> Float[np.ndarray, " chosen"]:
-    """Return how far single units' covariances with values are from zero, in standard errors.
+) -> Float[np.ndarray, " terms"]:
+    """Return how far terms' covariances with values are from zero, in standard errors.
 
     Args:
         masks: Keep-masks.
-        values: Centred or not; they must vary.
-        units: Which units.
+        values: Centred or not.
+        terms: Which terms.
         keep_rate: p of the characters.
 
     Returns:
-        One score per unit.
+        One score per term.
     """
-    columns = characters(masks, [(int(unit),) for unit in units], keep_rate)
-    return np.abs((values - values.mean()) @ columns) / values.std() / np.sqrt(len(values))
+    columns = characters(masks, terms, keep_rate)
+    spread = max(float(values.std()), np.finfo(float).tiny)
+    return np.abs((values - values.mean()) @ columns) / np.sqrt(len(values)) / spread
 
 
 def covariance(

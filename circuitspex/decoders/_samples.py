@@ -6,7 +6,7 @@ the regression decoders fit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -180,6 +180,11 @@ class Samples:
         shares = np.zeros((rows, self.n_prompts))
         np.add.at(shares, (np.arange(rows)[:, None], self.prompts), 1 / drawn)
         return shares
+
+    def with_values(self, values: Float[np.ndarray, " rows"]) -> "Samples":
+        """Return the same rows with one value each, as if there were no prompts."""
+        prompts = np.zeros((len(values), 1), dtype=np.int64)
+        return replace(self, draws=values[:, None], prompts=prompts, n_prompts=1)
 
     def take(self, rows: Int[np.ndarray, " taken"]) -> "Samples":
         """Return some of the rows."""

@@ -73,7 +73,7 @@ def transform_all(decoder: Decoder, meter: Meter) -> Interactions:
     spectrum = fourier(torch.from_numpy(table), keep_rate=decoder.keep_rate)
     coefficients = spectrum.mean(dim=1)
     kept = _significant(coefficients, masks.sum(dim=1), decoder.max_order)
-    std_errors, covariance = _errors_over_prompts(spectrum[kept])
+    std_errors, covariance = errors_over_prompts(spectrum[kept])
     return Interactions(
         n_units=meter.n_units,
         units=unit_labels(meter),
@@ -104,10 +104,17 @@ def _significant(
     return wanted.nonzero().flatten()
 
 
-def _errors_over_prompts(
+def errors_over_prompts(
     spectrum: Float[Tensor, "coefficients prompts"],
 ) -> tuple[Float[Tensor, " coefficients"], Float[Tensor, "coefficients coefficients"] | None]:
-    """Return the standard errors of the mean over prompts, and its covariance if it is small."""
+    """Return the standard errors of the mean over prompts, and its covariance if it is small.
+
+    Args:
+        spectrum: Every prompt's own coefficients.
+
+    Returns:
+        Standard errors, and the covariance of up to 1,000 coefficients.
+    """
     n_terms, n_prompts = spectrum.shape
     departures = spectrum - spectrum.mean(dim=1, keepdim=True)
     departures = departures / max(1, n_prompts * (n_prompts - 1)) ** 0.5

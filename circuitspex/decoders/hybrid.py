@@ -85,15 +85,17 @@ class HybridDecoder(SparseRegression):
         scale = values.std()
         if scale <= 1e-14 * np.abs(values).max(initial=0.0):
             return combine([{}] * 4)
+        # The parts would estimate the prompts' effects again.
+        levelled = samples.with_values(values)
         trees = ProxySpexDecoder(
             keep_rate=p,
             max_order=self.max_order,
             max_units=self.max_units,
             n_threads=self.n_threads,
-        )._search(samples, rng)
+        )._search(levelled, rng)
         screened = LassoDecoder(
             keep_rate=p, max_order=min(2, self.max_order), max_units=self.max_units
-        )._search(samples, rng)
+        )._search(levelled, rng)
         units = strongest_units(masks, values, p, self.max_units)
         searches = [*search_bins(samples, self.max_order), search_units(units, masks.shape[1])]
         if self.max_order > 1:

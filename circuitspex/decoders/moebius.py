@@ -14,6 +14,7 @@ from circuitspex.decoders._moebius_bins import decode_bins
 from circuitspex.decoders._reading import Reader
 from circuitspex.decoders._samples import Meter
 from circuitspex.decoders.base import Decoder, unit_labels
+from circuitspex.decoders.exact import errors_over_prompts
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError
 from circuitspex.interactions import Interactions
@@ -24,7 +25,6 @@ _FEWEST_MASKS = 16
 _HELD_OUT_SHARE = 20  # one in so many masks is held out
 _MOST_HELD_OUT = 256
 _LARGEST_POOL = 0.75  # of all units; as large as this only where pools are silent
-_MAX_COVARIANCE = 1000  # terms up to which the full covariance is kept
 _NEGLIGIBLE = 1e-10  # of the largest coefficient: rounding, not signal
 
 
@@ -226,16 +226,13 @@ class MoebiusDecoder(Decoder):
         self, meter: Meter, labels: tuple[str, ...], decoded: Decoded, r2: float | None
     ) -> Interactions:
         covariance, source = decoded.covariance, "none" if decoded.covariance is None else "masks"
-        std_errors = np.zeros(len(decoded.terms))
+        covariance = None if covariance is None else torch.from_numpy(covariance)
+        std_errors = torch.zeros(len(decoded.terms), dtype=torch.float64)
         if decoded.prompts is not None and decoded.prompts.shape[1] > 1:
-            n_prompts, source = decoded.prompts.shape[1], "prompts"
-            departures = decoded.prompts - decoded.prompts.mean(axis=1, keepdims=True)
-            departures /= (n_prompts * (n_prompts - 1)) ** 0.5
-            std_errors = np.sqrt(np.square(departures).sum(axis=1))
-            if len(decoded.terms) <= _MAX_COVARIANCE:
-                covariance = departures @ departures.T
+            source = "prompts"
+            std_errors, covariance = errors_over_prompts(torch.from_numpy(decoded.prompts))
         elif covariance is not None:
-            std_errors = np.sqrt(np.diag(covariance).clip(min=0))
+            std_errors = covariance.diagonal().clamp(min=0).sqrt()
         return Interactions(
             n_units=meter.n_units,
             units=labels,
@@ -244,8 +241,8 @@ class MoebiusDecoder(Decoder):
             keep_rate=self.keep_rate,
             support=tuple(decoded.terms),
             coefficients=torch.from_numpy(decoded.coefficients),
-            std_errors=torch.from_numpy(std_errors),
-            covariance=None if covariance is None else torch.from_numpy(covariance),
+            std_errors=std_errors,
+            covariance=covariance,
             error_source=source,
             n_evaluations=meter.n_evaluations,
             held_out_r2=r2,

@@ -39,7 +39,7 @@ class SparseRegression(Decoder):
     Masks are Bernoulli at the keep rate. A search, which is all that a method adds, proposes
     candidate terms; a relaxed LASSO orders them; cross-fitting chooses how many to keep and
     measures the held-out R²; the returned coefficients are fitted on all rows. Standard errors are
-    the sandwich's with out-of-fold residuals and leverages, clustered by mask; what a ridge penalty
+    the sandwich's with out-of-fold residuals and leverages, clustered by mask; what shrinkage
     (named in the diagnostics) took from a coefficient is added as an error.
 
     With 16 masks or fewer in all and the budget to evaluate each, there is nothing to estimate,
@@ -174,9 +174,16 @@ class SparseRegression(Decoder):
         kept = np.flatnonzero(fits.coefficients[:, report.best])
         support = ((), *(candidates.terms[i] for i in kept))
         coefficients = np.r_[fits.constants[0, report.best], fits.coefficients[kept, report.best]]
-        exact = self._least_squares(samples, support[1:])
+        columns = characters(samples.masks, support[1:], self.keep_rate)
+        exact = _least_squares(samples, columns)
         shrinkage = exact[:, 0] - coefficients
-        errors = self._covariance(samples, support[1:], shrinkage[1:], report)
+        errors = None
+        if report.residuals is not None:
+            errors = torch.from_numpy(
+                covariance(
+                    columns, samples.incidence, shrinkage[1:], report.residuals, samples.groups
+                )
+            )
         estimates = report.estimate(samples, support[1:], self.keep_rate)
         return Interactions(
             n_units=len(labels),
@@ -201,34 +208,6 @@ class SparseRegression(Decoder):
             diagnostics=self._diagnostics(samples, fits, report),
         )
 
-    def _least_squares(
-        self, samples: Samples, support: tuple[tuple[int, ...], ...]
-    ) -> Float[np.ndarray, "terms columns"]:
-        """Return the constant and coefficients of the rows' values, without shrinkage.
-
-        Further columns are of every prompt's own values, where all prompts were evaluated.
-        """
-        columns = characters(samples.masks, support, self.keep_rate)
-        values = samples.values[:, None]
-        if samples.table is not None:
-            values = np.concatenate([values, samples.table], axis=1)
-        solution = solve(columns, samples.incidence, values, np.zeros(len(support)))
-        return np.delete(solution, np.s_[1 : 1 + samples.incidence.shape[1]], axis=0)
-
-    def _covariance(
-        self,
-        samples: Samples,
-        support: tuple[tuple[int, ...], ...],
-        shrinkage: Float[np.ndarray, " coefficients"],
-        report: Report,
-    ) -> Tensor | None:
-        if report.residuals is None:
-            return None
-        columns = characters(samples.masks, support, self.keep_rate)
-        return torch.from_numpy(
-            covariance(columns, samples.incidence, shrinkage, report.residuals, samples.groups)
-        )
-
     def _diagnostics(self, samples: Samples, fits: Sweep, report: Report) -> dict[str, Any]:
         choice = choice_of(report.best)
         return {
@@ -246,6 +225,20 @@ class SparseRegression(Decoder):
             "lasso_penalty": choice.lasso,
             "ridge": choice.ridge,
         }
+
+
+def _least_squares(
+    samples: Samples, columns: Float[np.ndarray, "rows coefficients"]
+) -> Float[np.ndarray, "terms columns"]:
+    """Return the constant and coefficients of the rows' values, without shrinkage.
+
+    Further columns are of every prompt's own values, where all prompts were evaluated.
+    """
+    values = samples.values[:, None]
+    if samples.table is not None:
+        values = np.concatenate([values, samples.table], axis=1)
+    solution = solve(columns, samples.incidence, values, np.zeros(columns.shape[1]))
+    return np.delete(solution, np.s_[1 : 1 + samples.incidence.shape[1]], axis=0)
 
 
 def _check_prompts(

@@ -101,12 +101,13 @@ class SpexDecoder(SparseRegression):
             return Candidates([], np.zeros(0))
         units = strongest_units(samples.masks, values, self.keep_rate, self.max_units)
         searches = search_bins(samples, self.max_order)
-        if not searches:  # so few units that coded masks would repeat
+        if not searches:  # too few masks or units for coded ones, or rows from elsewhere
             searches = [search_everything(samples.masks.shape[1], self.max_order)]
         searches.append(search_units(units, samples.masks.shape[1]))
         grown = grow(samples, values, searches, self.keep_rate)
         found = {term: np.sqrt(abs(value) / scale) for term, value in grown.items()}
         faint = 0.5 * min(found.values(), default=1.0)
-        visible = units[scores(samples.masks, values, units, self.keep_rate) > 1]
-        singles = {(int(unit),): faint for unit in visible}
+        alone = [(int(unit),) for unit in units]
+        sizes = scores(samples.masks, values, alone, self.keep_rate)
+        singles = {term: faint for term, size in zip(alone, sizes, strict=True) if size > 1}
         return combine([{**singles, **found}])
