@@ -35,3 +35,27 @@ def check_masks(masks: object, n_units: int) -> Tensor:
             f"got {tuple(masks.shape)}. A single mask needs mask[None, :]."
         )
     return masks
+
+
+def check_gates(gates: object, n_units: int) -> Tensor:
+    """Return the gates unchanged if they are keep-masks, or numbers between 0 and 1, over units.
+
+    Args:
+        gates: What a caller passed; a bool or floating-point tensor of shape ``(masks, n_units)``.
+        n_units: How many units must be covered.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        MaskError: If it has another type or shape, or a number outside 0..1.
+    """
+    if not isinstance(gates, Tensor) or not gates.is_floating_point():
+        return check_masks(gates, n_units)
+    check_masks(gates.bool(), n_units)
+    if not bool(((gates >= 0) & (gates <= 1)).all()):
+        raise MaskError(
+            "gates must lie between 0, ablated, and 1, kept; got "
+            f"{gates.min().item():.3g}..{gates.max().item():.3g}."
+        )
+    return gates

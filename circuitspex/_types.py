@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+GRADIENT_COST = 3
+"""Evaluations that one mask on one prompt counts for when its gradient is taken too."""
+
 
 @runtime_checkable
 class SetFunction(Protocol):
@@ -42,5 +45,35 @@ class SampledSetFunction(SetFunction, Protocol):
         """Evaluate each mask on a few prompts, balanced over prompts.
 
         Returns the values and, for each, the index of its prompt.
+        """
+        ...
+
+
+@runtime_checkable
+class DifferentiableSetFunction(SetFunction, Protocol):
+    """A set function with a gate per unit, so that derivatives by all gates come at once."""
+
+    def value_and_gradient(
+        self, masks: Bool[Tensor, "masks units"]
+    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, "masks units"]]:
+        """Return the value of every mask and its derivative by every unit's gate."""
+        ...
+
+
+@runtime_checkable
+class SampledDifferentiableSetFunction(SampledSetFunction, DifferentiableSetFunction, Protocol):
+    """A differentiable mean of one game per prompt that can be read prompt by prompt."""
+
+    def sample_gradients(
+        self,
+        masks: Bool[Tensor, "masks units"],
+        prompts_per_mask: int,
+        rng: np.random.Generator,
+    ) -> tuple[
+        Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn units"], Int[Tensor, "masks drawn"]
+    ]:
+        """Evaluate each mask with its gradient on a few prompts, balanced over prompts.
+
+        Returns the values, the gradients and, for each, the index of its prompt.
         """
         ...

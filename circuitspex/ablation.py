@@ -7,14 +7,15 @@ Phases:
 2. *Enter*: hooks are added once, stand-ins for mean and resample ablation are computed, and three
    probes are run: every hook fires with the expected axis; the all-kept mask gives the unhooked
    logits; a canary at every site changes them.
-3. *Run*: every row of a batch has its own mask. Outside our own forward passes the hooks do
-   nothing, so the model stays usable inside the block, and blocks nest.
+3. *Run*: every row of a batch has its own mask, or its own gates between 0 and 1 where a gradient
+   is wanted. Outside our own forward passes the hooks do nothing, so the model stays usable inside
+   the block, and blocks nest.
 4. *Leave*: on every way out our hooks, and only ours, are gone and every module's training flag is
    as it was.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex import replacements
-from circuitspex._checks import check_masks
+from circuitspex._checks import check_gates, check_masks
 from circuitspex.batching import Batcher
 from circuitspex.errors import AblationError, HookError, MaskError
 from circuitspex.replacements import Replacement, Zero
@@ -74,8 +75,8 @@ def plan_sites(units: UnitSet, model: Any) -> tuple[Site, ...]:
 class _Batch:
     """What the hooks need while one batch runs."""
 
-    masks: Bool[Tensor, "rows columns"]
-    """Keep-masks with one more, always kept, column at the end."""
+    gates: Bool[Tensor, "rows columns"] | Float[Tensor, "rows columns"]
+    """Keep-masks, or gates, with one more, always kept, column at the end."""
     stand_ins: Callable[[str], Tensor]
     """Replacement activations of a hook point for the rows of this batch."""
 
@@ -92,6 +93,7 @@ class Ablated:
         self.replacement = replacement
         self.sites = plan_sites(units, model)
         self._batcher = batcher
+        self._gradient_batcher = batcher.for_gradients()
         self._probe = probe
         self._exits = ExitStack()
         self._running: _Batch | None = None
@@ -204,16 +206,11 @@ class Ablated:
         Raises:
             HookError: If called outside the block.
             MaskError: If tokens are not two-dimensional.
-        """
-        if not self._inside:
-            raise HookError("call this inside the block: with cs.ablate(...) as ablated: ...")
-        if tokens.ndim != 2:
-            raise MaskError(f"tokens must have shape (prompts, positions); got {tokens.shape}.")
+        """  # noqa: DOC502 - raised by the checks
         device = torch.device(self.model.cfg.device)
         masks = check_masks(masks, len(self.units)).to(device)
         ids = torch.arange(len(tokens)) if prompt_ids is None else prompt_ids
-        n_positions = tokens.shape[1]
-        self._check_stand_ins(ids, n_positions)
+        n_positions = self._check_tokens(tokens, ids)
         tokens = tokens.to(device)
 
         def run(rows: slice) -> Tensor:
@@ -224,6 +221,56 @@ class Ablated:
             return self._forward(tokens[prompts.to(device)], kept, stand_ins, ends)
 
         yield from self._batcher(len(prompt_of_row), n_positions, run)
+
+    def stream_gradients(
+        self,
+        tokens: Int[Tensor, "prompts positions"],
+        gates: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
+        prompt_of_row: Int[Tensor, " rows"],
+        mask_of_row: Int[Tensor, " rows"],
+        measure: Callable[[Tensor, slice], Tensor],
+        prompt_ids: Int[Tensor, " prompts"] | None = None,
+    ) -> Iterator[tuple[slice, tuple[Float[Tensor, " batch"], Float[Tensor, "batch units"]]]]:
+        """Run chosen pairs of gates and prompt, forward and backward.
+
+        A unit's gate g turns its activation a into s + g (a - s), s being what replaces it when
+        ablated: 1 keeps it, 0 ablates it. No gradient of a parameter is computed.
+
+        Args:
+            tokens: Prompts of one length as token ids.
+            gates: Keep-masks, or gates between 0 and 1.
+            prompt_of_row: Index into ``tokens`` of every row.
+            mask_of_row: Index into ``gates`` of every row.
+            measure: From a batch's logits, and which rows they are of, to one number per row.
+            prompt_ids: Index of every prompt among the counterfactuals of a resample ablation;
+                0, 1, … when None.
+
+        Yields:
+            The rows of a batch, their values, and the derivatives of these by their own gates.
+
+        Raises:
+            HookError: If called outside the block.
+            MaskError: If tokens are not two-dimensional, or gates do not fit.
+        """  # noqa: DOC502 - raised by the checks
+        device = torch.device(self.model.cfg.device)
+        gates = check_gates(gates, len(self.units)).to(device)
+        ids = torch.arange(len(tokens)) if prompt_ids is None else prompt_ids
+        n_positions = self._check_tokens(tokens, ids)
+        tokens = tokens.to(device)
+
+        def run(rows: slice) -> tuple[Tensor, Tensor]:
+            prompts = prompt_of_row[rows]
+            stand_ins = self._stand_ins_of(ids[prompts], n_positions)
+            # Whatever mode the caller is in; the caller's own graph stays out of it.
+            with torch.inference_mode(False), torch.enable_grad(), _frozen(self.model):
+                leaf = gates[mask_of_row[rows].to(device)].to(torch.float32, copy=True)
+                leaf.requires_grad_()
+                logits = self._forward(tokens[prompts.to(device)], leaf, stand_ins)
+                values = measure(logits, rows)
+                (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            return values.detach(), gradient
+
+        yield from self._gradient_batcher(len(prompt_of_row), n_positions, run)
 
     def batch_size(self, n_positions: int) -> int:
         """Say how many rows run at once.
@@ -236,18 +283,27 @@ class Ablated:
         """
         return self._batcher.size(n_positions)
 
+    def _check_tokens(self, tokens: Tensor, prompt_ids: Tensor) -> int:
+        if not self._inside:
+            raise HookError("call this inside the block: with cs.ablate(...) as ablated: ...")
+        if tokens.ndim != 2:
+            raise MaskError(f"tokens must have shape (prompts, positions); got {tokens.shape}.")
+        self._check_stand_ins(prompt_ids, tokens.shape[1])
+        return tokens.shape[1]
+
     def _forward(
         self,
         tokens: Tensor,
-        masks: Tensor,
+        gates: Tensor,
         stand_ins: Callable[[str], Tensor],
         answer_positions: Tensor | None = None,
     ) -> Tensor:
-        always = torch.ones(len(masks), 1, dtype=torch.bool, device=masks.device)
-        self._running = _Batch(torch.cat([masks, always], dim=1), stand_ins)
+        self._running = _Batch(torch.cat([gates, torch.ones_like(gates[:, :1])], dim=1), stand_ins)
         self._fired.clear()
         try:
-            logits = answer_logits(self.model, tokens, answer_positions)
+            logits = answer_logits(
+                self.model, tokens, answer_positions, gradients=gates.requires_grad
+            )
         finally:
             self._running = None
         missing = [site.hook for site in self.sites if site.hook not in self._fired]
@@ -281,11 +337,14 @@ class Ablated:
             if self._captured is not None:
                 self._captured[site.hook] = activation.detach().clone()
                 return None
-            _check_axis(activation, site, len(batch.masks), self.model.cfg.d_model)
+            _check_axis(activation, site, len(batch.gates), self.model.cfg.d_model)
             device = activation.device
             index = columns.setdefault(device, site.columns.to(device))
-            keep = _broadcast(batch.masks.to(device)[:, index], site.axis)
-            return torch.where(keep, activation, batch.stand_ins(site.hook).to(activation))
+            gate = _broadcast(batch.gates.to(device)[:, index], site.axis)
+            stand_in = batch.stand_ins(site.hook).to(activation)
+            if gate.dtype == torch.bool:
+                return torch.where(gate, activation, stand_in)
+            return torch.lerp(stand_in.expand_as(activation), activation, gate.to(activation))
 
         return ablate_site
 
@@ -423,6 +482,8 @@ def answer_logits(
     model: Any,
     tokens: Int[Tensor, "rows positions"],
     answer_positions: Int[Tensor, " rows"] | None = None,
+    *,
+    gradients: bool = False,
 ) -> Float[Tensor, "rows vocab"]:
     """Run the model and return logits at one position per row, never those of all positions.
 
@@ -430,15 +491,16 @@ def answer_logits(
         model: A TransformerBridge.
         tokens: Token ids.
         answer_positions: Wanted position per row; the last one when None.
+        gradients: Whether to build the graph that a backward pass needs.
 
     Returns:
-        Logits, without gradients.
+        Logits.
     """
     ends = torch.full((len(tokens),), tokens.shape[1] - 1)
     ends = ends if answer_positions is None else answer_positions.cpu()
     wanted, rank = ends.unique(return_inverse=True)
     keep = 1 if answer_positions is None else wanted.to(tokens.device)
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         logits = model(tokens, logits_to_keep=keep, use_cache=False)
     # Models without the option return every position; the small native ones do.
     column = ends if logits.shape[1] == tokens.shape[1] else rank
@@ -455,6 +517,20 @@ def _restore_training(model: Any) -> Callable[[], None]:
             module.training = training
 
     return restore
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    # Saves the activations that only gradients of parameters would need.
+    parameters = {*model.parameters(), *model.original_model.parameters()}
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _check_axis(activation: Tensor, site: Site, n_rows: int, d_model: int) -> None:

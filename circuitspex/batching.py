@@ -18,10 +18,21 @@ _SHARE_OF_FREE = 0.3
 class Batcher:
     """Runs rows in batches; halves the batch when memory runs out and remembers that."""
 
-    def __init__(self, model: Any, batch_size: int | None = None) -> None:
+    def __init__(
+        self, model: Any, batch_size: int | None = None, *, gradients: bool = False
+    ) -> None:
         self._model = model
         self._fixed = batch_size
+        self._gradients = gradients
         self._limit: int | None = None
+
+    def for_gradients(self) -> "Batcher":
+        """Make the batcher of forward and backward passes, where all layers are alive at once.
+
+        Returns:
+            A batcher of its own, with the same fixed size if there is one.
+        """
+        return Batcher(self._model, self._fixed, gradients=True)
 
     def size(self, n_positions: int) -> int:
         """Choose how many rows of that length to run at once.
@@ -32,7 +43,7 @@ class Batcher:
         Returns:
             At least 1.
         """
-        size = self._fixed or rows_that_fit(self._model, n_positions)
+        size = self._fixed or rows_that_fit(self._model, n_positions, gradients=self._gradients)
         return size if self._limit is None else min(size, self._limit)
 
     def __call__(
@@ -78,14 +89,16 @@ class Batcher:
                 torch.cuda.empty_cache()
 
 
-def rows_that_fit(model: Any, n_positions: int) -> int:
+def rows_that_fit(model: Any, n_positions: int, *, gradients: bool = False) -> int:
     """Estimate how many rows the free memory holds.
 
-    Counts the activations that are alive at once inside one layer, and the logits of one position.
+    Counts the activations that are alive at once, inside one layer or, for a backward pass, in all
+    of them, and the logits of one position.
 
     Args:
         model: A TransformerBridge.
         n_positions: Tokens per row.
+        gradients: Whether the rows run backward too.
 
     Returns:
         At least 1, at most 4,096.
@@ -93,13 +106,17 @@ def rows_that_fit(model: Any, n_positions: int) -> int:
     cfg = model.cfg
     d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
     per_position = 12 * cfg.d_model + 4 * d_mlp + 3 * cfg.n_heads * n_positions
-    per_row = cfg.dtype.itemsize * (n_positions * per_position + 3 * cfg.d_vocab)
+    logits = 3 * cfg.dtype.itemsize * cfg.d_vocab
+    per_layer = cfg.dtype.itemsize * n_positions * per_position
+    at_once = logits + per_layer * (cfg.n_layers if gradients else 1)
+    most = 4096
     device = torch.device(cfg.device)
     if device.type == "cuda":
         free = _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
     else:
-        free = min(_CPU_WORKING_SET, _SHARE_OF_FREE * psutil.virtual_memory().available)
-    return int(min(4096, max(1, free // per_row)))
+        free = _SHARE_OF_FREE * psutil.virtual_memory().available
+        most = min(most, _CPU_WORKING_SET // (logits + per_layer))
+    return int(max(1, min(most, free // at_once)))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ interrupts a run, nothing finished is evaluated again.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -15,7 +15,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex._checks import check_masks
+from circuitspex._checks import check_gates, check_masks
+from circuitspex._types import GRADIENT_COST
 from circuitspex.ablation import Ablated, answer_logits
 from circuitspex.errors import BudgetError, NonFiniteError, TaskError
 from circuitspex.metrics import Metric, Targets, identify
@@ -111,15 +112,66 @@ class Evaluation:
 
         Raises:
             BudgetError: If a mask should be evaluated on no prompt, or on more than there are.
-        """
+        """  # noqa: DOC502 - raised by the draw
         masks = check_masks(masks, self.n_units)
+        prompts = self._draw(len(masks), prompts_per_mask, rng)
+        return self._evaluate(masks, prompts), prompts
+
+    def value_and_gradient(
+        self, masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"]
+    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, "masks units"]]:
+        r"""Evaluate every mask with its gradient on every prompt.
+
+        A unit's gate g turns its activation a into s + g (a - s), s being what replaces it when
+        ablated. Were the model multilinear in its gates, the derivative by a gate would be what
+        keeping that unit adds to the rest of the mask.
+
+        Args:
+            masks: Keep-masks; or gates between 0, ablated, and 1, kept, as integrated gradients
+                need them.
+
+        Returns:
+            The mean over prompts of the metric, in double precision, and its derivative by every
+            gate, in single precision, both on the CPU. Every row counts as
+            :data:`~circuitspex._types.GRADIENT_COST` evaluations.
+        """
+        gates = check_gates(masks, self.n_units)
+        every = torch.arange(self.n_prompts)
+        prompts = repeat(every, "prompts -> masks prompts", masks=len(gates))
+        values, gradients = self._differentiate(gates, prompts)
+        return values.mean(dim=1), gradients.mean(dim=1)
+
+    def sample_gradients(
+        self,
+        masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
+        prompts_per_mask: int,
+        rng: np.random.Generator,
+    ) -> tuple[
+        Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn units"], Int[Tensor, "masks drawn"]
+    ]:
+        """Evaluate each mask with its gradient on a few prompts, drawn as :meth:`sample` does.
+
+        Args:
+            masks: Keep-masks, or gates between 0 and 1.
+            prompts_per_mask: How many prompts each mask is evaluated on.
+            rng: Source of the draw.
+
+        Returns:
+            Values, gradients, and the index of the prompt each is of.
+        """
+        gates = check_gates(masks, self.n_units)
+        prompts = self._draw(len(gates), prompts_per_mask, rng)
+        return *self._differentiate(gates, prompts), prompts
+
+    def _draw(
+        self, n_masks: int, prompts_per_mask: int, rng: np.random.Generator
+    ) -> Int[Tensor, "masks drawn"]:
         if not 1 <= prompts_per_mask <= self.n_prompts:
             raise BudgetError(
                 f"prompts_per_mask must lie in 1..{self.n_prompts}, the task's prompts, or be "
                 f"'all'; got {prompts_per_mask}."
             )
-        prompts = draw_balanced(len(masks), prompts_per_mask, self.n_prompts, rng)
-        return self._evaluate(masks, prompts), prompts
+        return draw_balanced(n_masks, prompts_per_mask, self.n_prompts, rng)
 
     def _evaluate(
         self, masks: Bool[Tensor, "masks units"], prompts: Int[Tensor, "masks drawn"]
@@ -149,6 +201,44 @@ class Evaluation:
                 values[rows] = self._run(masks, mask_of_row[rows], prompt_of_row[rows], members)
         return rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn)
 
+    def _differentiate(
+        self,
+        gates: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
+        prompts: Int[Tensor, "masks drawn"],
+    ) -> tuple[Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn units"]]:
+        gates, drawn = gates.cpu(), prompts.shape[1]
+        mask_of_row = repeat(torch.arange(len(gates)), "masks -> (masks drawn)", drawn=drawn)
+        prompt_of_row = rearrange(prompts, "masks drawn -> (masks drawn)")
+        values = torch.full((len(mask_of_row),), torch.nan, dtype=torch.float64)
+        gradients = torch.full((len(mask_of_row), self.n_units), torch.nan)
+        for members in self._prompts_by_length.values():
+            rows = torch.isin(prompt_of_row, members).nonzero().squeeze(1)
+            stream = self._stream_gradients(gates, mask_of_row[rows], prompt_of_row[rows], members)
+            for part, (value, gradient) in stream:
+                values[rows[part]], gradients[rows[part]] = value, gradient
+                self.n_evaluated += GRADIENT_COST * len(value)
+                self._progress(GRADIENT_COST * len(value), 0)
+        values = rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn)
+        gradients = rearrange(gradients, "(masks drawn) units -> masks drawn units", drawn=drawn)
+        # A sum is finite only if all its terms are.
+        self._refuse_non_finite(gates > 0, prompts, values + gradients.sum(dim=2))
+        return values, gradients
+
+    def _stream_gradients(
+        self, gates: Tensor, mask_of_row: Tensor, prompt_of_row: Tensor, members: Tensor
+    ) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+        tokens = torch.stack([self.task.tokens[i] for i in members])
+        rank = torch.searchsorted(members, prompt_of_row)
+
+        def measure(logits: Tensor, rows: slice) -> Tensor:
+            return self._metric_of(logits, prompt_of_row[rows])
+
+        stream = self.ablated.stream_gradients(
+            tokens, gates, rank, mask_of_row, measure, prompt_ids=members
+        )
+        for rows, (values, gradients) in stream:
+            yield rows, (values.double().cpu(), gradients.float().cpu())
+
     def _run(
         self, masks: Tensor, mask_of_row: Tensor, prompt_of_row: Tensor, members: Tensor
     ) -> Tensor:
@@ -159,7 +249,7 @@ class Evaluation:
         stream = self.ablated.stream(tokens, masks, rank, mask_of_row, prompt_ids=members)
         for rows, logits in stream:
             prompts = prompt_of_row[rows]
-            values[rows] = self._measure(logits, prompts)
+            values[rows] = self._metric_of(logits, prompts).detach().double().cpu()
             finite = values[rows].isfinite()
             self.store.append(
                 masks[mask_of_row[rows]][finite], prompts[finite], values[rows][finite]
@@ -168,7 +258,7 @@ class Evaluation:
             self._progress(len(prompts), 0)
         return values
 
-    def _measure(self, logits: Tensor, prompts: Tensor) -> Tensor:
+    def _metric_of(self, logits: Tensor, prompts: Tensor) -> Tensor:
         wrong, is_wrong = self.task.wrong_table
         device = logits.device
         targets = Targets(
@@ -183,7 +273,7 @@ class Evaluation:
             raise TaskError(
                 f"the metric must return one number per row, shape ({len(prompts)},); got {got}."
             )
-        return values.detach().double().cpu()
+        return values
 
     @cached_property
     def _intact_logits(self) -> Float[Tensor, "prompts vocab"]:

@@ -182,6 +182,39 @@ class CircuitSpex:
         """
         return self.evaluation.sample(masks, prompts_per_mask, rng)
 
+    def value_and_gradient(
+        self, masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"]
+    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, "masks units"]]:
+        """Evaluate every mask on every prompt, with the derivative by every unit's gate.
+
+        Args:
+            masks: Keep-masks; or gates between 0, ablated, and 1, kept.
+
+        Returns:
+            The mean over prompts of the metric, and its gradient.
+        """
+        return self.evaluation.value_and_gradient(masks)
+
+    def sample_gradients(
+        self,
+        masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
+        prompts_per_mask: int,
+        rng: np.random.Generator,
+    ) -> tuple[
+        Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn units"], Int[Tensor, "masks drawn"]
+    ]:
+        """Evaluate each mask with its gradient on a few prompts, balanced over prompts.
+
+        Args:
+            masks: Keep-masks, or gates between 0 and 1.
+            prompts_per_mask: How many prompts each mask is evaluated on.
+            rng: Source of the draw.
+
+        Returns:
+            Values, gradients, and the index of the prompt each is of.
+        """
+        return self.evaluation.sample_gradients(masks, prompts_per_mask, rng)
+
     def discover(
         self,
         decoder: str | Decoder = "hybrid",

@@ -7,7 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex._types import SampledSetFunction, SetFunction
+from circuitspex._types import (
+    DifferentiableSetFunction,
+    SampledDifferentiableSetFunction,
+    SampledSetFunction,
+    SetFunction,
+)
 from circuitspex.errors import DecoderError
 
 
@@ -21,7 +26,7 @@ class _Restricted:
 
     def widen(self, masks: Bool[Tensor, "masks units"]) -> Bool[Tensor, "masks all_units"]:
         """Return the masks over all units."""
-        wide = torch.ones(len(masks), self.whole.n_units, dtype=torch.bool)
+        wide = torch.ones(len(masks), self.whole.n_units, dtype=masks.dtype)
         wide[:, self.chosen] = masks
         return wide
 
@@ -53,6 +58,39 @@ class _RestrictedSampled(_Restricted):
         return self.whole.sample(self.widen(masks), prompts_per_mask, rng)
 
 
+class _RestrictedDifferentiable(_Restricted):
+    """The same for one that has gradients."""
+
+    whole: DifferentiableSetFunction
+
+    def value_and_gradient(
+        self, masks: Bool[Tensor, "masks units"]
+    ) -> tuple[Float[Tensor, " masks"], Float[Tensor, "masks units"]]:
+        """Return values and the derivatives by the chosen units' gates."""
+        values, gradients = self.whole.value_and_gradient(self.widen(masks))
+        return values, gradients[:, self.chosen]
+
+
+class _RestrictedSampledDifferentiable(_RestrictedSampled, _RestrictedDifferentiable):
+    """The same for one that has gradients and can be read prompt by prompt."""
+
+    whole: SampledDifferentiableSetFunction
+
+    def sample_gradients(
+        self,
+        masks: Bool[Tensor, "masks units"],
+        prompts_per_mask: int,
+        rng: np.random.Generator,
+    ) -> tuple[
+        Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn units"], Int[Tensor, "masks drawn"]
+    ]:
+        """Return values and derivatives on a few prompts per mask, and which."""
+        values, gradients, prompts = self.whole.sample_gradients(
+            self.widen(masks), prompts_per_mask, rng
+        )
+        return values, gradients[..., self.chosen], prompts
+
+
 def restrict(whole: SetFunction, chosen: tuple[int, ...]) -> SetFunction:
     """Make a set function of some units, the others kept.
 
@@ -61,10 +99,15 @@ def restrict(whole: SetFunction, chosen: tuple[int, ...]) -> SetFunction:
         chosen: Indices of the units that its masks shall cover, ascending.
 
     Returns:
-        The set function, prompt by prompt if ``whole`` is.
+        The set function, prompt by prompt and with gradients if ``whole`` is.
     """
-    kind = _RestrictedSampled if isinstance(whole, SampledSetFunction) else _Restricted
-    return kind(whole, chosen)
+    if isinstance(whole, SampledDifferentiableSetFunction):
+        return _RestrictedSampledDifferentiable(whole, chosen)
+    if isinstance(whole, SampledSetFunction):
+        return _RestrictedSampled(whole, chosen)
+    if isinstance(whole, DifferentiableSetFunction):
+        return _RestrictedDifferentiable(whole, chosen)
+    return _Restricted(whole, chosen)
 
 
 def find_units(named: Sequence[int | str], labels: Sequence[str]) -> tuple[int, ...]:

@@ -14,11 +14,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex._types import SampledSetFunction
+from circuitspex._types import (
+    GRADIENT_COST,
+    DifferentiableSetFunction,
+    SampledDifferentiableSetFunction,
+    SampledSetFunction,
+)
 from circuitspex.designs import AffineDesign
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 
 PromptsPerMask = int | Literal["all", "auto"]
+
+_GRADIENTS_OF = {True: "value_and_gradient()", False: "n_prompts and sample_gradients()"}
 
 
 class Meter:
@@ -50,6 +57,7 @@ class Meter:
         self.n_evaluations = 0
         self.sampled = set_function if isinstance(set_function, SampledSetFunction) else None
         self.n_prompts = int(self.sampled.n_prompts) if self.sampled is not None else 1
+        self.differentiable = isinstance(set_function, DifferentiableSetFunction)
 
     def values(self, masks: Bool[Tensor, "masks units"]) -> Float[np.ndarray, " masks"]:
         """Return the mean over all prompts under every mask."""
@@ -89,6 +97,47 @@ class Meter:
         values, prompts = self.sampled.sample(masks, n_drawn, rng)
         shape = (len(masks), n_drawn)
         return self._checked(values, masks, shape), np.asarray(prompts, dtype=np.int64)
+
+    def gradients(
+        self, masks: Bool[Tensor, "masks units"], n_drawn: int | None, rng: np.random.Generator
+    ) -> tuple[
+        Float[np.ndarray, "masks drawn"],
+        Float[np.ndarray, "masks drawn units"],
+        Int[np.ndarray, "masks drawn"],
+    ]:
+        """Return values and gradients, each mask on a few prompts or on the mean over all.
+
+        Args:
+            masks: Keep-masks.
+            n_drawn: Prompts per mask; None for the mean over all prompts, as a single draw.
+            rng: Draws the prompts.
+
+        Returns:
+            Values, gradients and prompt indices, which are 0 for means.
+
+        Raises:
+            DecoderError: If the set function has no gradients, or none prompt by prompt.
+        """
+        game = self.set_function
+        if n_drawn is None and isinstance(game, DifferentiableSetFunction):
+            self._pay(GRADIENT_COST * len(masks) * self.n_prompts)
+            values, gradients = (part[:, None] for part in game.value_and_gradient(masks))
+            prompts = np.zeros((len(masks), 1), dtype=np.int64)
+        elif n_drawn is not None and isinstance(game, SampledDifferentiableSetFunction):
+            self._pay(GRADIENT_COST * len(masks) * n_drawn)
+            values, gradients, prompts = game.sample_gradients(masks, n_drawn, rng)
+        else:
+            raise DecoderError(
+                f"gradients need a set function with {_GRADIENTS_OF[n_drawn is None]}; "
+                f"{type(game).__name__} has none. Use a decoder that needs values only, such as "
+                "'hybrid'."
+            )
+        shape = (len(masks), values.shape[1])
+        return (
+            self._checked(values, masks, shape),
+            self._checked(gradients, masks, (*shape, self.n_units)),
+            np.asarray(prompts, dtype=np.int64),
+        )
 
     def _pay(self, n_evaluations: int) -> None:
         if self.n_evaluations + n_evaluations > self.budget:
