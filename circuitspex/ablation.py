@@ -28,7 +28,7 @@ from torch import Tensor
 from circuitspex import replacements
 from circuitspex._checks import check_gates, check_masks
 from circuitspex.batching import Batcher
-from circuitspex.errors import AblationError, HookError, MaskError
+from circuitspex.errors import AblationError, HookError, MaskError, ModelError, TaskError
 from circuitspex.replacements import Replacement, Zero
 from circuitspex.units import UnitSet, check_units
 
@@ -251,6 +251,8 @@ class Ablated:
         Raises:
             HookError: If called outside the block.
             MaskError: If tokens are not two-dimensional, or gates do not fit.
+            ModelError: If the weights were made in inference mode.
+            TaskError: If ``measure`` cannot be differentiated.
         """  # noqa: DOC502 - raised by the checks
         device = torch.device(self.model.cfg.device)
         gates = check_gates(gates, len(self.units)).to(device)
@@ -263,11 +265,12 @@ class Ablated:
             stand_ins = self._stand_ins_of(ids[prompts], n_positions)
             # Whatever mode the caller is in; the caller's own graph stays out of it.
             with torch.inference_mode(False), torch.enable_grad(), _frozen(self.model):
-                leaf = gates[mask_of_row[rows].to(device)].to(torch.float32, copy=True)
+                own = gates[mask_of_row[rows].to(device)]
+                leaf = own.detach().to(torch.promote_types(own.dtype, torch.float32), copy=True)
                 leaf.requires_grad_()
                 logits = self._forward(tokens[prompts.to(device)], leaf, stand_ins)
                 values = measure(logits, rows)
-                (gradient,) = torch.autograd.grad(values.sum(), leaf)
+                gradient = _derivatives(values, leaf)
             return values.detach(), gradient
 
         yield from self._gradient_batcher(len(prompt_of_row), n_positions, run)
@@ -339,8 +342,11 @@ class Ablated:
                 return None
             _check_axis(activation, site, len(batch.gates), self.model.cfg.d_model)
             device = activation.device
-            index = columns.setdefault(device, site.columns.to(device))
-            gate = _broadcast(batch.gates.to(device)[:, index], site.axis)
+            if device not in columns:
+                # Autograd refuses what was made in inference mode, as the caller's may be now.
+                with torch.inference_mode(False):
+                    columns[device] = site.columns.to(device, copy=True)
+            gate = _broadcast(batch.gates.to(device)[:, columns[device]], site.axis)
             stand_in = batch.stand_ins(site.hook).to(activation)
             if gate.dtype == torch.bool:
                 return torch.where(gate, activation, stand_in)
@@ -519,10 +525,29 @@ def _restore_training(model: Any) -> Callable[[], None]:
     return restore
 
 
+def _derivatives(values: Tensor, gates: Tensor) -> Tensor:
+    gradient = None
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), gates, allow_unused=True)
+    if gradient is None:
+        raise TaskError(
+            "the metric cannot be differentiated: its values do not follow from the logits by "
+            "smooth steps. Things that cut the graph are argmax, comparisons, .detach(), .item() "
+            "and torch.no_grad(), also in other hooks on the model. Use a metric without them, "
+            "such as 'logit_difference', or a decoder that needs values only."
+        )
+    return gradient
+
+
 @contextmanager
 def _frozen(model: Any) -> Iterator[None]:
     # Saves the activations that only gradients of parameters would need.
     parameters = {*model.parameters(), *model.original_model.parameters()}
+    if any(parameter.is_inference() for parameter in parameters):
+        raise ModelError(
+            "no gradient can be taken through weights made under torch.inference_mode(). Load "
+            "the model outside of it; calling it inside is fine."
+        )
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         for parameter in trained:
