@@ -19,10 +19,11 @@ from circuitspex import decoders, designs, indices, transforms
 from circuitspex.indices import IndexValues
 from circuitspex.interactions import Interactions
 
-# circuits and their criteria
-from circuitspex import criteria
+# circuits and their criteria, interactions measured one by one
+from circuitspex import criteria, measurement, verification
 from circuitspex.circuit import Circuit, best_circuit
 from circuitspex.criteria import CircuitReport
+from circuitspex.verification import Verification, verify_interactions
 
 # keeping and showing results
 from circuitspex import errors, store
@@ -42,6 +43,7 @@ __all__ = [
     "Spec",
     "Task",
     "UnitSet",
+    "Verification",
     "ablate",
     "attention_layers",
     "best_circuit",
@@ -53,6 +55,7 @@ __all__ = [
     "indices",
     "masks",
     "mean",
+    "measurement",
     "metrics",
     "mlps",
     "models",
@@ -63,5 +66,7 @@ __all__ = [
     "tasks",
     "transforms",
     "units",
+    "verification",
+    "verify_interactions",
     "wandb_tracker",
 ]

@@ -1,8 +1,8 @@
 """The block people work in: a model, a task and units, from masks to a verified circuit."""
 
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +29,7 @@ from circuitspex.store import MemoryStore, ParquetStore, Store
 from circuitspex.tasks import Task
 from circuitspex.tracking import NullTracker, Tracker
 from circuitspex.units import UnitSet
+from circuitspex.verification import Verification, verify_interactions
 
 _POSITIVE_WHEN_SOLVED = ("logit_difference", "probability_difference")
 
@@ -268,6 +269,63 @@ class CircuitSpex:
         self._found["interactions"] = interactions
         return interactions
 
+    def verify_interactions(
+        self,
+        interactions: Interactions,
+        *,
+        top: int = 20,
+        max_order: int = 4,
+        min_order: int = 2,
+        around: Circuit | Literal["intact", "contexts"] = "intact",
+        n_contexts: int = 16,
+        task: Task | None = None,
+        budget: int | None = None,
+        seed: int = 0,
+    ) -> Verification:
+        """Measure the largest interactions exactly, and say which hold.
+
+        See :mod:`circuitspex.verification` for when an interaction is verified, refuted, undecided
+        or not checked, and its :func:`~circuitspex.verification.verify_interactions` for what is
+        measured around a circuit and in random contexts.
+
+        Args:
+            interactions: What a decoder found.
+            top: How many to measure; the rest is listed as not checked.
+            max_order: Most units in a measured interaction; k units take ``2**k`` masks.
+            min_order: Fewest units in a listed interaction.
+            around: ``intact``, the intact model; a circuit; or ``contexts``, random masks at the
+                keep rate of the interactions.
+            n_contexts: How many random masks.
+            task: Prompts to measure on, such as ``task.held_out``; those of the discovery when
+                None, where the store answers what is known already.
+            budget: Evaluations to spend at most, masks × prompts each.
+            seed: Seed of the random masks.
+
+        Returns:
+            Estimates, measured effects with errors over prompts, and verdicts.
+        """
+        settings = {
+            "top": top,
+            "max_order": max_order,
+            "min_order": min_order,
+            "around": around,
+            "n_contexts": n_contexts,
+            "budget": budget,
+            "seed": seed,
+        }
+        if task is None:
+            verification = verify_interactions(
+                self.evaluation, interactions, label=self.task.name, **settings
+            )
+        else:
+            with self._evaluate_on(task) as fresh:
+                verification = verify_interactions(
+                    fresh, interactions, held_out=True, label=task.name, **settings
+                )
+        if verification.around == "intact":
+            self._found["verified_interactions"] = verification
+        return verification
+
     def circuit(self, interactions: Interactions, n_units: int) -> Circuit:
         """Choose the set of units that the interactions value most.
 
@@ -306,11 +364,7 @@ class CircuitSpex:
                 self.evaluation, circuit, held_out=False, label=self.task.name, notes=notes
             )
         else:
-            # The model was probed when this block was entered.
-            with self._ablate(other, probe=False) as ablated:
-                fresh = Evaluation(
-                    ablated, other, self._metric, MemoryStore(self.n_units, len(other))
-                )
+            with self._evaluate_on(other) as fresh:
                 report = verify_circuit(
                     fresh, circuit, held_out=True, label=other.name, notes=notes
                 )
@@ -339,6 +393,13 @@ class CircuitSpex:
             f"The prediction extrapolates: the circuit keeps {kept / n:.0%} of the units, the "
             f"masks it was learnt from about {p:.0%}."
         )
+
+    @contextmanager
+    def _evaluate_on(self, task: Task) -> Iterator[Evaluation]:
+        # The model was probed when this block was entered.
+        with self._ablate(task, probe=False) as ablated:
+            store = MemoryStore(self.n_units, len(task))
+            yield Evaluation(ablated, task, self._metric, store)
 
     def _ablate(self, task: Task, *, probe: bool) -> Ablated:
         reference = task.counterfactuals or task.tokens

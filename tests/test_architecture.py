@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "circuitspex"
 
 LEVELS = [
     {"errors", "_types", "_checks", "_documents", "_ranking", "spec"},
-    {"masks", "units", "batching"},
-    {"transforms", "replacements", "metrics", "store", "designs", "tasks"},
-    {"indices", "interactions", "ablation", "models"},
+    {"masks", "units", "batching", "forking"},
+    {"transforms", "replacements", "metrics", "store", "designs", "tasks", "sites"},
+    {"indices", "interactions", "measurement", "probes", "ablation", "models"},
     {"decoders", "evaluation", "lenses"},
     {"circuit"},
-    {"criteria"},
+    {"criteria", "verification"},
     {"report", "tracking", "cluster"},
     {"spex"},
     {"discover"},
@@ -29,12 +29,19 @@ PEERS = {
     ("_documents", "spec"),
     ("spec", "errors"),
     ("interactions", "indices"),
+    ("ablation", "probes"),
     ("tracking", "report"),  # what is logged is what the report shows
 }
 """Who may import whom within one level."""
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-MATHEMATICS = {"masks", "transforms", "designs", "decoders", "indices", "interactions", "store"}
-MODEL = {"units", "batching", "replacements", "metrics", "ablation", "tasks", "models"}
+MATHEMATICS = {
+    *("masks", "transforms", "designs", "decoders", "indices", "interactions", "store"),
+    *("measurement", "verification"),
+}
+MODEL = {
+    *("units", "sites", "batching", "replacements", "metrics", "probes", "ablation", "tasks"),
+    "models",
+}
 FENCES = {
     "transformer_lens": {"units", "ablation", "models"},
     "transformers": {"models"},

@@ -135,3 +135,53 @@ def test_a_circuit_far_from_the_masks_is_called_an_extrapolation(
         found = spex.discover("lasso", budget=400, keep_rate=0.9)
         report = spex.verify(spex.circuit(found, n_units))
     assert ("extrapolates" in report.notes) is says
+
+
+def test_interactions_are_verified_on_the_prompts_of_the_discovery(toy: Any, task: cs.Task) -> None:
+    recorder = Recorder()
+    with cs.CircuitSpex(toy, task, cs.heads(toy), tracker=recorder) as spex:
+        found = spex.discover("lasso", budget=400, keep_rate=0.7)
+        before = spex.evaluation.n_evaluated + spex.evaluation.n_replayed
+        verification = spex.verify_interactions(found, top=5, max_order=3)
+        spent = spex.evaluation.n_evaluated + spex.evaluation.n_replayed - before
+        values = spex.per_prompt(cs.masks.enumerate_masks(8))
+    exact = cs.transforms.moebius(values, origin="intact")
+    for row in verification.checked:
+        truth = exact[sum(2**unit for unit in row.indices)]
+        torch.testing.assert_close(torch.tensor(row.prompt_values).double(), truth)
+        assert row.measured == pytest.approx(float(truth.mean()))
+    intact = found.to("moebius", "intact")
+    strongest = intact.top(5, min_order=2, max_order=3)
+    assert [row.units for row in verification.checked] == [one.units for one in strongest]
+    assert verification.n_evaluations == spent
+    assert (verification.label, verification.held_out) == (task.name, False)
+    assert recorder.finished["verified_interactions"] is verification
+
+
+def test_interactions_are_verified_on_other_prompts(toy: Any, task: cs.Task) -> None:
+    assert task.held_out is not None
+    with cs.CircuitSpex(toy, task, cs.heads(toy)) as spex:
+        found = spex.discover("exact", budget=1024)
+        same = spex.verify_interactions(found, top=3)
+        other = spex.verify_interactions(found, top=3, task=task.held_out)
+    with cs.CircuitSpex(toy, task.held_out, cs.heads(toy)) as spex:
+        there = spex.verify_interactions(found, top=3)
+    assert other.held_out
+    assert other.measured == there.measured != same.measured
+    assert other.label == task.held_out.name
+
+
+def test_only_what_is_about_the_intact_model_is_tracked(toy: Any, task: cs.Task) -> None:
+    recorder = Recorder()
+    with cs.CircuitSpex(toy, task, cs.heads(toy), tracker=recorder) as spex:
+        found = spex.discover("exact", budget=1024, keep_rate=0.8)
+        contexts = spex.verify_interactions(found, top=2, around="contexts", n_contexts=4, seed=1)
+        again = spex.verify_interactions(found, top=2, around="contexts", n_contexts=4, seed=1)
+        circuit = spex.circuit(found, 4)
+        inside = spex.verify_interactions(found, top=2, around=circuit)
+    assert contexts == again
+    assert (contexts.keep_rate, contexts.n_contexts) == (0.8, 4)
+    assert inside.circuit == circuit.indices
+    # every mask was evaluated, so what the decoder says around the circuit is exact
+    assert inside.measured[:2] == pytest.approx(inside.estimates[:2])
+    assert "verified_interactions" not in recorder.finished

@@ -24,6 +24,7 @@ from circuitspex.report import head_map_image, interaction_rows, write_page
 from circuitspex.spec import Spec
 from circuitspex.store import MemoryStore
 from circuitspex.tracking import NullTracker, Tracker, _wandb, result_scalars, wandb_tracker
+from circuitspex.verification import Verification
 
 UNITS = ("L0H0", "L0H1", "L1H0", "L1H1")
 SPEC = Spec(
@@ -59,6 +60,21 @@ VERIFICATION = CircuitReport(
     held_out=True,
     n_prompts=8,
     n_evaluations=24,
+)
+
+VERIFIED = Verification(
+    units=UNITS,
+    around="intact",
+    support=((0, 2), (1, 2, 3), (0, 1)),
+    estimates=(-2.0, 0.25, 0.125),
+    verdicts=("verified", "refuted", "not checked"),
+    measured=(-1.5, -0.25, None),
+    std_errors=(0.25, 0.125, None),
+    intervals=((-2.0, -1.0), (-0.5, 0.0), None),
+    p_values=(0.001, 0.1, None),
+    prompt_values=((-1.25, -1.75), (-0.125, -0.375), None),
+    n_prompts=2,
+    n_evaluations=22,
 )
 
 
@@ -126,6 +142,7 @@ def finish(tracker: Tracker, page: Path | None = None) -> None:
         interactions=INTERACTIONS,
         circuit=CIRCUIT,
         verification=VERIFICATION,
+        verified_interactions=VERIFIED,
         page=page,
         evaluations=make_evaluations(),
     )
@@ -179,7 +196,7 @@ def test_a_tracker_that_was_not_started_does_nothing(tracker, tmp_path):
 
 
 def test_scalars_sum_the_result_up():
-    scalars = result_scalars(INTERACTIONS, CIRCUIT, VERIFICATION)
+    scalars = result_scalars(INTERACTIONS, CIRCUIT, VERIFICATION, VERIFIED)
     energy = {name: scalars.pop(name) for name in list(scalars) if name.startswith("energy/")}
     assert scalars == {
         "fit/r2_heldout": 0.75,
@@ -192,6 +209,11 @@ def test_scalars_sum_the_result_up():
         "eval/intact": 4.0,
         "eval/ablated": -1.0,
         "eval/circuit": 3.0,
+        "interactions/n_verified": 1,
+        "interactions/n_refuted": 1,
+        "interactions/n_undecided": 0,
+        "interactions/n_not_checked": 1,
+        "interactions/n_evaluations": 22,
     }
     expected = {f"energy/order_{k}": e for k, e in INTERACTIONS.energy_by_order().items()}
     assert energy == expected
@@ -199,7 +221,9 @@ def test_scalars_sum_the_result_up():
 
 
 def test_what_was_not_measured_is_no_scalar():
-    assert "eval/faithfulness" not in result_scalars(INTERACTIONS, None, None)
+    scalars = result_scalars(INTERACTIONS, None, None)
+    assert "eval/faithfulness" not in scalars
+    assert "interactions/n_verified" not in scalars
 
 
 # A real run, read back
@@ -289,7 +313,10 @@ def test_environment_variables_stay_at_home(offline_run):
 
 def test_the_scalars_are_logged(offline_run):
     history = offline_run.history()
-    expected = {"perf/masks_per_s": 50.0, **result_scalars(INTERACTIONS, CIRCUIT, VERIFICATION)}
+    expected = {
+        "perf/masks_per_s": 50.0,
+        **result_scalars(INTERACTIONS, CIRCUIT, VERIFICATION, VERIFIED),
+    }
     assert {name: history[name] for name in expected} == pytest.approx(expected)
 
 
@@ -302,6 +329,18 @@ def test_the_interactions_are_a_table(offline_run):
     assert first[:5] == [1, "L0H0 + L1H0", 2, "redundant", -2.0]
     assert first[5:7] == pytest.approx([-2.196, -1.804], abs=1e-3)
     assert len(table["data"]) == len(interaction_rows(INTERACTIONS))
+
+
+def test_what_was_verified_is_a_table(offline_run):
+    table = json.loads(offline_run.media("table/verified_interactions_*.table.json").read_text())
+    assert table["columns"] == [
+        "rank", "units", "order", "estimate", "measured", "std_error", "ci_low", "ci_high",
+        "p_value", "verdict",
+    ]  # fmt: skip
+    assert table["data"] == [
+        [1, "L0H0 + L1H0", 2, -2.0, -1.5, 0.25, -2.0, -1.0, 0.001, "verified"],
+        [2, "L0H1 + L1H0 + L1H1", 3, 0.25, -0.25, 0.125, -0.5, 0.0, 0.1, "refuted"],
+    ]
 
 
 def test_the_page_is_logged_as_it_is(offline_run):
@@ -324,6 +363,7 @@ def test_the_circuit_is_an_artifact_that_loads(offline_run):
     assert Spec.load(files["spec.json"]) == SPEC
     assert Circuit.load(files["circuit.json"]) == CIRCUIT
     assert CircuitReport.load(files["verification.json"]) == VERIFICATION
+    assert Verification.load(files["verified_interactions.json"]) == VERIFIED
     loaded = Interactions.load(files["interactions.json"])
     torch.testing.assert_close(loaded.coefficients, INTERACTIONS.coefficients, rtol=0, atol=0)
 

@@ -22,9 +22,14 @@ from circuitspex.report.effect_map import head_map_image
 from circuitspex.report.tables import InteractionRow, interaction_rows
 from circuitspex.spec import Spec
 from circuitspex.tracking.base import result_scalars
+from circuitspex.verification import CheckedInteraction, Verification
 
 _MAX_ROWS = 10_000  # W&B shows no more of a table; interactions.json holds all of them
 _COLUMNS = ["rank", "units", "order", "kind", "moebius", "ci_low", "ci_high", "fourier"]
+_CHECKED_COLUMNS = [
+    *("rank", "units", "order", "estimate", "measured", "std_error", "ci_low", "ci_high"),
+    *("p_value", "verdict"),
+]
 
 
 class WandbTracker:
@@ -77,6 +82,7 @@ class WandbTracker:
         interactions: Interactions,
         circuit: Circuit | None = None,
         verification: CircuitReport | None = None,
+        verified_interactions: Verification | None = None,
         page: Path | None = None,
         evaluations: pa.Table | None = None,
     ) -> None:
@@ -87,16 +93,26 @@ class WandbTracker:
             interactions: What was decoded.
             circuit: The units chosen from it.
             verification: What the circuit does in the real model.
+            verified_interactions: What was measured of the largest interactions.
             page: The HTML page of the result.
             evaluations: All evaluations, as a store's ``table()`` gives them.
         """
         if self._run is None:
             return
-        scalars = result_scalars(interactions, circuit, verification)
-        self._guard("logging the result", lambda: self._log_result(scalars, interactions, page))
+        scalars = result_scalars(interactions, circuit, verification, verified_interactions)
+        results = {
+            "spec.json": spec,
+            "interactions.json": interactions,
+            "verified_interactions.json": verified_interactions,
+            "circuit.json": circuit,
+            "verification.json": verification,
+        }
         self._guard(
-            "logging the artifacts",
-            lambda: self._log_artifacts(spec, interactions, circuit, verification, evaluations),
+            "logging the result",
+            lambda: self._log_result(scalars, interactions, verified_interactions, page),
+        )
+        self._guard(
+            "logging the artifacts", lambda: self._log_artifacts(spec, results, evaluations)
         )
         self._guard("logging the head map", lambda: self._log_map(interactions, circuit))
         self._end(exit_code=0)
@@ -110,34 +126,32 @@ class WandbTracker:
         self._end(exit_code=1)
 
     def _log_result(
-        self, scalars: dict[str, float], interactions: Interactions, page: Path | None
+        self,
+        scalars: dict[str, float],
+        interactions: Interactions,
+        verified: Verification | None,
+        page: Path | None,
     ) -> None:
         rows = [_table_row(row) for row in interaction_rows(interactions, _MAX_ROWS)]
         result: dict[str, Any] = {
             **scalars,
             "interactions": wandb.Table(columns=[*_COLUMNS], data=[*rows]),
         }
+        if verified is not None:
+            found = [_checked_row(i, row) for i, row in enumerate(verified.checked, start=1)]
+            result["verified_interactions"] = wandb.Table(
+                columns=[*_CHECKED_COLUMNS], data=[*found]
+            )
         if page is not None:
             # Left as it is: what W&B would inject loads a style sheet from the network.
             result["report"] = wandb.Html(str(page), inject=False)
         self._run.log(result)
 
     def _log_artifacts(
-        self,
-        spec: Spec,
-        interactions: Interactions,
-        circuit: Circuit | None,
-        verification: CircuitReport | None,
-        evaluations: pa.Table | None,
+        self, spec: Spec, results: Mapping[str, Any], evaluations: pa.Table | None
     ) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            results = {
-                "spec.json": spec,
-                "interactions.json": interactions,
-                "circuit.json": circuit,
-                "verification.json": verification,
-            }
             files = {file: result for file, result in results.items() if result is not None}
             for file, result in files.items():
                 result.save(folder / file)
@@ -191,3 +205,8 @@ def _table_row(row: InteractionRow) -> list[Any]:
     interval = [row.low, row.high]
     name = " + ".join(row.units)
     return [row.rank, name, row.order, row.kind, row.coefficient, *interval, row.fourier]
+
+
+def _checked_row(rank: int, row: CheckedInteraction) -> list[Any]:
+    found = [row.estimate, row.measured, row.std_error, *(row.interval or (None, None))]
+    return [rank, " + ".join(row.units), row.order, *found, row.p_value, row.verdict]

@@ -10,6 +10,7 @@ from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
 from circuitspex.interactions import Interactions
 from circuitspex.spec import Spec
+from circuitspex.verification import Verification
 
 
 @runtime_checkable
@@ -35,6 +36,7 @@ class Tracker(Protocol):
         interactions: Interactions,
         circuit: Circuit | None = None,
         verification: CircuitReport | None = None,
+        verified_interactions: Verification | None = None,
         page: Path | None = None,
         evaluations: pa.Table | None = None,
     ) -> None:
@@ -45,6 +47,7 @@ class Tracker(Protocol):
             interactions: What was decoded.
             circuit: The units chosen from it.
             verification: What the circuit does in the real model.
+            verified_interactions: What was measured of the largest interactions.
             page: The HTML page of the result.
             evaluations: All evaluations, as a store's ``table()`` gives them.
         """
@@ -60,7 +63,10 @@ class Tracker(Protocol):
 
 
 def result_scalars(
-    interactions: Interactions, circuit: Circuit | None, verification: CircuitReport | None
+    interactions: Interactions,
+    circuit: Circuit | None,
+    verification: CircuitReport | None,
+    verified_interactions: Verification | None = None,
 ) -> dict[str, float]:
     """Sum a result up in numbers that can be compared across runs.
 
@@ -68,6 +74,7 @@ def result_scalars(
         interactions: What was decoded.
         circuit: The units chosen from it.
         verification: What the circuit does in the real model.
+        verified_interactions: What was measured of the largest interactions.
 
     Returns:
         Name to number; what was not measured is left out.
@@ -88,4 +95,8 @@ def result_scalars(
         scalars["eval/intact"] = verification.intact
         scalars["eval/ablated"] = verification.ablated
         scalars["eval/circuit"] = verification.circuit
+    if verified_interactions is not None:
+        for verdict, n in verified_interactions.counts.items():
+            scalars[f"interactions/n_{verdict.replace(' ', '_')}"] = n
+        scalars["interactions/n_evaluations"] = verified_interactions.n_evaluations
     return {name: float(value) for name, value in scalars.items() if value is not None}

@@ -9,6 +9,7 @@ from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
 from circuitspex.interactions import Interactions
 from circuitspex.spec import Spec
+from circuitspex.verification import Verification
 
 
 class NullTracker:
@@ -27,6 +28,7 @@ class NullTracker:
         interactions: Interactions,
         circuit: Circuit | None = None,
         verification: CircuitReport | None = None,
+        verified_interactions: Verification | None = None,
         page: Path | None = None,
         evaluations: pa.Table | None = None,
     ) -> None:
