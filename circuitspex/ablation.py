@@ -2,18 +2,20 @@
 
 Phases:
 
-1. *Plan* (:func:`plan_sites`): units become sites, one per hook point, each knowing which mask
-   column rules which entry of its axis.
-2. *Enter*: hooks are added once, stand-ins for mean and resample ablation are computed, and three
-   probes are run: every hook fires with the expected axis; the all-kept mask gives the unhooked
-   logits; a canary at every site changes them.
+1. *Plan* (:mod:`circuitspex.sites`): units become sites, one per hook point, each knowing which
+   mask column rules which entry of its axis.
+2. *Enter*: hooks are added once, stand-ins for mean and resample ablation are computed, and the
+   model is probed: every hook fires with the expected axis; the all-kept mask gives the unhooked
+   logits; a canary at every site changes them; a forked pass equals the flat one.
 3. *Run*: every row of a batch has its own mask, or its own gates between 0 and 1 where a gradient
-   is wanted. Outside our own forward passes the hooks do nothing, so the model stays usable inside
-   the block, and blocks nest.
+   is wanted. Where masks share layers (:mod:`circuitspex.forking`), one row goes in, and a hook at
+   the input of a block returns more rows than it was given. Outside our own forward passes the
+   hooks do nothing, so the model stays usable inside the block, and blocks nest.
 4. *Leave*: on every way out our hooks, and only ours, are gone and every module's training flag is
    as it was.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,50 +27,21 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex import replacements
+from circuitspex import forking, probes, replacements
 from circuitspex._checks import check_gates, check_masks
 from circuitspex.batching import Batcher
-from circuitspex.errors import AblationError, HookError, MaskError, ModelError, TaskError
+from circuitspex.errors import (
+    AblationError,
+    ForkWarning,
+    HookError,
+    MaskError,
+    ModelError,
+    TaskError,
+)
+from circuitspex.forking import Forest, Fork
 from circuitspex.replacements import Replacement, Zero
+from circuitspex.sites import Site, plan_sites
 from circuitspex.units import UnitSet, check_units
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """One hook point and the mask columns that rule it."""
-
-    hook: str
-    """Name of the hook point."""
-    axis: str | None
-    """``head``, ``neuron``, or None where one column rules the whole activation."""
-    columns: Int[Tensor, " entries"]
-    """Mask column of every entry of the axis; the column after the last means always kept."""
-
-    @property
-    def size(self) -> int | None:
-        """Entries of the axis, None for a whole activation."""
-        return None if self.axis is None else len(self.columns)
-
-
-def plan_sites(units: UnitSet, model: Any) -> tuple[Site, ...]:
-    """Group units by hook point.
-
-    Args:
-        units: What a mask's columns stand for.
-        model: A TransformerBridge.
-
-    Returns:
-        One site per hook point, in the order of first appearance.
-    """
-    sizes = {"head": model.cfg.n_heads, "neuron": getattr(model.cfg, "d_mlp", None), None: 1}
-    always_kept = len(units)
-    columns: dict[tuple[str, str | None], list[int]] = {}
-    for column, unit in enumerate(units):
-        key = (unit.hook, unit.axis)
-        entries = columns.setdefault(key, [always_kept] * sizes[unit.axis])
-        for entry in (0,) if unit.span is None else unit.span:
-            entries[entry] = column
-    return tuple(Site(hook, axis, torch.tensor(c)) for (hook, axis), c in columns.items())
 
 
 @dataclass(frozen=True)
@@ -78,23 +51,62 @@ class _Batch:
     gates: Bool[Tensor, "rows columns"] | Float[Tensor, "rows columns"]
     """Keep-masks, or gates, with one more, always kept, column at the end."""
     stand_ins: Callable[[str], Tensor]
-    """Replacement activations of a hook point for the rows of this batch."""
+    """Replacement activations of a hook point: one for all rows, or one per row."""
+    fork: Fork | None = None
+    """Where rows become more; None where every row runs through all layers."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rows to run, each a mask on a prompt."""
+
+    tokens: Int[Tensor, "prompts positions"]
+    masks: Bool[Tensor, "masks units"]
+    prompt_of_row: Int[Tensor, " rows"]
+    mask_of_row: Int[Tensor, " rows"]
+    answer_positions: Int[Tensor, " prompts"] | None
+    stand_ins: Callable[[Int[Tensor, " rows"]], Callable[[str], Tensor]]
+    """From the prompt of every row of a batch to what its hooks need."""
+
+    def ends(self, prompts: Int[Tensor, " rows"]) -> Int[Tensor, " rows"] | None:
+        return None if self.answer_positions is None else self.answer_positions[prompts]
+
+
+_WAYS_TO_FORK: tuple[Callable[[int], str], ...] = (
+    lambda layer: f"blocks.{layer}.hook_resid_pre",
+    # Where a block notes at its very beginning how many rows there are, as OPT's does.
+    lambda layer: f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_pos_embed",
+)
+"""Hook points at which rows can become more before a layer; the first that works is taken."""
+_LEAST_SAVING = 0.02
+"""Rows are sorted and forked where that saves at least this share of the work."""
 
 
 class Ablated:
     """A model whose units can be ablated row by row; made by :func:`ablate`."""
 
     def __init__(
-        self, model: Any, units: UnitSet, replacement: Replacement, batcher: Batcher, probe: bool
+        self,
+        model: Any,
+        units: UnitSet,
+        replacement: Replacement,
+        batcher: Batcher,
+        *,
+        probe: bool,
+        forks: bool,
     ) -> None:
         check_units(units, model)
         self.model = model
         self.units = units
         self.replacement = replacement
         self.sites = plan_sites(units, model)
+        self.forks = forks
+        """Whether masks share layers; inside the block, False where the model cannot do that."""
         self._batcher = batcher
         self._gradient_batcher = batcher.for_gradients()
+        self._layers = torch.tensor([unit.layer for unit in units])
         self._probe = probe
+        self._wants_forks = forks
         self._exits = ExitStack()
         self._running: _Batch | None = None
         self._captured: dict[str, Tensor] | None = None
@@ -122,6 +134,8 @@ class Ablated:
             self._inside = True
             if self._probe:
                 self._run_probes()
+            if self._wants_forks:
+                self._probe_forks()
             self._compute_stand_ins()
         except BaseException:
             self._leave()
@@ -148,6 +162,7 @@ class Ablated:
 
     def _leave(self) -> None:
         self._inside = False
+        self.forks = self._wants_forks
         self._by_length = {}
         self._exits.close()
 
@@ -172,10 +187,11 @@ class Ablated:
         n_masks, n_prompts = len(masks), len(tokens)
         prompts = repeat(torch.arange(n_prompts), "prompts -> (masks prompts)", masks=n_masks)
         which = repeat(torch.arange(n_masks), "masks -> (masks prompts)", prompts=n_prompts)
-        logits = torch.cat(
-            [part for _, part in self.stream(tokens, masks, prompts, which, answer_positions)]
-            or [torch.zeros(0, self.model.cfg.d_vocab)]
-        )
+        logits = torch.zeros(0, self.model.cfg.d_vocab)
+        for rows, part in self.stream(tokens, masks, prompts, which, answer_positions):
+            if not len(logits):
+                logits = part.new_empty(len(which), part.shape[1])
+            logits[rows.to(part.device)] = part
         return rearrange(
             logits, "(masks prompts) vocab -> masks prompts vocab", masks=n_masks, prompts=n_prompts
         )
@@ -188,8 +204,10 @@ class Ablated:
         mask_of_row: Int[Tensor, " rows"],
         answer_positions: Int[Tensor, " prompts"] | None = None,
         prompt_ids: Int[Tensor, " prompts"] | None = None,
-    ) -> Iterator[tuple[slice, Float[Tensor, "batch vocab"]]]:
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch vocab"]]]:
         """Run chosen pairs of mask and prompt, yielding each batch's logits as it is done.
+
+        Where masks share layers, rows are sorted so that each batch shares the most.
 
         Args:
             tokens: Prompts of one length as token ids.
@@ -201,7 +219,7 @@ class Ablated:
                 0, 1, … when None.
 
         Yields:
-            The rows of a batch and their logits.
+            The rows of a batch, in any order, each once over all batches, and their logits.
 
         Raises:
             HookError: If called outside the block.
@@ -213,14 +231,50 @@ class Ablated:
         n_positions = self._check_tokens(tokens, ids)
         tokens = tokens.to(device)
 
-        def run(rows: slice) -> Tensor:
-            prompts = prompt_of_row[rows]
-            kept = masks[mask_of_row[rows].to(device)]
-            ends = None if answer_positions is None else answer_positions[prompts]
-            stand_ins = self._stand_ins_of(ids[prompts], n_positions)
-            return self._forward(tokens[prompts.to(device)], kept, stand_ins, ends)
+        def stand_ins(prompts: Tensor) -> Callable[[str], Tensor]:
+            return self._stand_ins_of(ids[prompts], n_positions)
 
-        yield from self._batcher(len(prompt_of_row), n_positions, run)
+        job = _Job(tokens, masks, prompt_of_row, mask_of_row, answer_positions, stand_ins)
+        forest = self._plan(job) if self.forks else None
+        if forest is not None and forest.saving(self.batch_size(n_positions)) >= _LEAST_SAVING:
+            yield from self._run_forked(job, forest)
+        else:
+            yield from self._run_flat(job)
+
+    def _plan(self, job: _Job) -> Forest:
+        n_layers = self.model.cfg.n_layers
+        return forking.plan(job.masks, job.prompt_of_row, job.mask_of_row, self._layers, n_layers)
+
+    def _run_flat(self, job: _Job) -> Iterator[tuple[Tensor, Tensor]]:
+        device = job.tokens.device
+
+        def run(rows: slice) -> Tensor:
+            prompts = job.prompt_of_row[rows]
+            kept = job.masks[job.mask_of_row[rows].to(device)]
+            tokens = job.tokens[prompts.to(device)]
+            return self._forward(tokens, kept, job.stand_ins(prompts), job.ends(prompts))
+
+        for rows, logits in self._batcher(len(job.prompt_of_row), job.tokens.shape[1], run):
+            yield torch.arange(rows.start, rows.stop), logits
+
+    def _run_forked(self, job: _Job, forest: Forest) -> Iterator[tuple[Tensor, Tensor]]:
+        device = job.tokens.device
+
+        def run(leaves: slice) -> Tensor:
+            # Attention masks and the like have as many rows as go in: those of one row are
+            # broadcast, those of several would not fit what they become.
+            prompt = forest.prompts[leaves][:1]
+            kept = job.masks[forest.masks[leaves].to(device)]
+            fork = forest.fork(leaves)
+            tokens = job.tokens[prompt.to(device)]
+            return self._forward(tokens, kept, job.stand_ins(prompt), job.ends(prompt), fork)
+
+        for tree in forest.trees():
+            for leaves, logits in self._batcher(tree, job.tokens.shape[1], run):
+                rows, leaf = forest.rows_of(leaves)
+                # Rows that are the same run once, yet no batch grows beyond its size.
+                for part in zip(rows.split(len(logits)), leaf.split(len(logits)), strict=True):
+                    yield part[0], logits[part[1].to(logits.device)]
 
     def stream_gradients(
         self,
@@ -300,8 +354,10 @@ class Ablated:
         gates: Tensor,
         stand_ins: Callable[[str], Tensor],
         answer_positions: Tensor | None = None,
+        fork: Fork | None = None,
     ) -> Tensor:
-        self._running = _Batch(torch.cat([gates, torch.ones_like(gates[:, :1])], dim=1), stand_ins)
+        gates = torch.cat([gates, torch.ones_like(gates[:, :1])], dim=1)
+        self._running = _Batch(gates, stand_ins, fork)
         self._fired.clear()
         try:
             logits = answer_logits(
@@ -329,6 +385,20 @@ class Ablated:
         # By canonical name: under an alias, compatibility mode would call each hook twice.
         return [(points[s.hook].name or s.hook, self._hook(s)) for s in self.sites]
 
+    def _forking_hooks(self, way: Callable[[int], str]) -> list[tuple[str, Callable[..., Any]]]:
+        points = self.model.hook_dict
+        names = [(layer, way(layer)) for layer in self._layers.unique().tolist()]
+        return [(points[n].name or n, self._grow(layer)) for layer, n in names if n in points]
+
+    def _grow(self, layer: int) -> Callable[..., Tensor | None]:
+        def grow(activation: Tensor, *, hook: Any) -> Tensor | None:
+            batch = self._running
+            if batch is None or batch.fork is None or layer not in batch.fork.grow:
+                return None
+            return activation[batch.fork.grow[layer].to(activation.device)]
+
+        return grow
+
     def _hook(self, site: Site) -> Callable[..., Tensor | None]:
         columns: dict[torch.device, Tensor] = {}
 
@@ -340,13 +410,16 @@ class Ablated:
             if self._captured is not None:
                 self._captured[site.hook] = activation.detach().clone()
                 return None
-            _check_axis(activation, site, len(batch.gates), self.model.cfg.d_model)
             device = activation.device
             if device not in columns:
                 # Autograd refuses what was made in inference mode, as the caller's may be now.
                 with torch.inference_mode(False):
                     columns[device] = site.columns.to(device, copy=True)
-            gate = _broadcast(batch.gates.to(device)[:, columns[device]], site.axis)
+            gates = batch.gates.to(device)[:, columns[device]]
+            if batch.fork is not None:
+                gates = gates[batch.fork.alive[site.layer].to(device)]
+            site.check_axis(activation, len(gates), self.model.cfg.d_model)
+            gate = site.broadcast(gates)
             stand_in = batch.stand_ins(site.hook).to(activation)
             if gate.dtype == torch.bool:
                 return torch.where(gate, activation, stand_in)
@@ -412,42 +485,43 @@ class Ablated:
         return lambda hook: table[hook][rows.to(table[hook].device)]
 
     def _run_probes(self) -> None:
-        n_positions = min(8, self.model.cfg.n_ctx)
-        tokens = torch.arange(n_positions, device=self.model.cfg.device)[None]
-        tokens = tokens % self.model.cfg.d_vocab
+        tokens = probes.short_prompt(self.model)
         unhooked = answer_logits(self.model, tokens)
         kept = torch.ones(1, len(self.units), dtype=torch.bool, device=tokens.device)
-        same = self._forward(tokens, kept, _zeros)
-        tolerance = 1e-5 if same.dtype in (torch.float32, torch.float64) else 1e-2
-        if not torch.allclose(same, unhooked, rtol=tolerance, atol=tolerance):
-            raise HookError(
-                "keeping every unit changed the logits by "
-                f"{(same - unhooked).abs().max().item():.3g}; the hooks disturb this model."
-            )
-        self._probe_canaries(tokens, unhooked)
-
-    def _probe_canaries(self, tokens: Tensor, unhooked: Tensor) -> None:
-        canaries = torch.ones(len(self.sites), len(self.units), dtype=torch.bool)
-        for row, site in enumerate(self.sites):
-            canaries[row, [c for c in site.columns.tolist() if c < len(self.units)]] = False
-        canaries = canaries.to(tokens.device)
+        probes.check_intact(self._forward(tokens, kept, _zeros), unhooked)
+        canaries = probes.canaries(self.sites, len(self.units)).to(tokens.device)
 
         def run(rows: slice) -> Tensor:
             masks = canaries[rows]
             return self._forward(tokens.expand(len(masks), -1), masks, _ones)
 
-        coarse = 1e-3 if unhooked.dtype in (torch.float32, torch.float64) else 0.1
-        for rows, logits in self._batcher(len(self.sites), tokens.shape[1], run):
-            close = torch.isclose(logits, unhooked, rtol=coarse, atol=coarse).all(dim=1)
-            for row in (rows.start + close.nonzero().squeeze(1)).tolist():
-                # Rounding depends on the size of the batch: only alone is "the same" exact.
-                if not torch.equal(run(slice(row, row + 1)), unhooked):
-                    continue
-                site = self.sites[row]
-                raise HookError(
-                    f"ablating at {site.hook} does not change the logits, so nothing could be "
-                    "found there. If its output weights are zero on purpose, pass probe=False."
+        probes.check_canaries(run, self.sites, unhooked, self._batcher, tokens.shape[1])
+
+    def _probe_forks(self) -> None:
+        tokens = probes.short_prompt(self.model)
+        masks = probes.canaries(self.sites, len(self.units))
+        masks = torch.cat([masks, torch.ones_like(masks[:1])]).to(tokens.device)
+        rows = torch.arange(len(masks))
+        job = _Job(tokens, masks, torch.zeros_like(rows), rows, None, lambda prompts: _zeros)
+        reasons = []
+        for way in _WAYS_TO_FORK:
+            with ExitStack() as attempt:
+                attempt.enter_context(self.model.hooks(fwd_hooks=self._forking_hooks(way)))
+                reason = probes.why_not_fork(
+                    lambda: self._run_flat(job), lambda: self._run_forked(job, self._plan(job))
                 )
+                if reason is None:
+                    self.forks = True
+                    self._exits.push(attempt.pop_all())
+                    return
+            reasons.append(reason)
+        self.forks = False
+        warnings.warn(
+            "masks cannot share layers on this model, so each runs through all of them, which is "
+            f"slower and as exact ({reasons[0]}). To not try, pass forks=False to cs.ablate.",
+            ForkWarning,
+            stacklevel=4,
+        )
 
 
 def ablate(
@@ -457,6 +531,7 @@ def ablate(
     *,
     batch_size: int | None = None,
     probe: bool = True,
+    forks: bool = True,
 ) -> Ablated:
     """Make a block in which sets of units can be ablated, many sets in one forward pass.
 
@@ -466,6 +541,9 @@ def ablate(
         ablation: ``zero``, or ``cs.mean(tokens)`` or ``cs.resample(tokens)``.
         batch_size: Rows per forward pass; chosen from free memory when None.
         probe: Check at entry that every hook fires, keeps and changes what it should.
+        forks: Let masks that agree on the first layers share them, where the model can do that and
+            it saves time. Hooks of your own then see one row become many; pass False if they need
+            all rows in all layers.
 
     Returns:
         A context manager; inside, ``ablated(tokens, masks)`` gives the logits at the answer
@@ -481,7 +559,8 @@ def ablate(
         >>> logits.shape
         torch.Size([2, 1, 33])
     """
-    return Ablated(model, units, replacements.get(ablation), Batcher(model, batch_size), probe)
+    batcher = Batcher(model, batch_size)
+    return Ablated(model, units, replacements.get(ablation), batcher, probe=probe, forks=forks)
 
 
 def answer_logits(
@@ -490,7 +569,7 @@ def answer_logits(
     answer_positions: Int[Tensor, " rows"] | None = None,
     *,
     gradients: bool = False,
-) -> Float[Tensor, "rows vocab"]:
+) -> Float[Tensor, "out vocab"]:
     """Run the model and return logits at one position per row, never those of all positions.
 
     Args:
@@ -500,7 +579,7 @@ def answer_logits(
         gradients: Whether to build the graph that a backward pass needs.
 
     Returns:
-        Logits.
+        Logits; of more rows than went in where hooks made one row many.
     """
     ends = torch.full((len(tokens),), tokens.shape[1] - 1)
     ends = ends if answer_positions is None else answer_positions.cpu()
@@ -510,7 +589,7 @@ def answer_logits(
         logits = model(tokens, logits_to_keep=keep, use_cache=False)
     # Models without the option return every position; the small native ones do.
     column = ends if logits.shape[1] == tokens.shape[1] else rank
-    return logits[torch.arange(len(tokens)), column.to(logits.device)]
+    return logits[torch.arange(len(logits)), column.to(logits.device)]
 
 
 def _restore_training(model: Any) -> Callable[[], None]:
@@ -556,23 +635,6 @@ def _frozen(model: Any) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _check_axis(activation: Tensor, site: Site, n_rows: int, d_model: int) -> None:
-    n_axes = 4 if site.axis == "head" else 3
-    entries = d_model if site.size is None else site.size
-    if activation.ndim != n_axes or activation.shape[2] != entries or len(activation) != n_rows:
-        expected = f"({n_rows}, positions, {entries}{', d_head' if n_axes == 4 else ''})"
-        raise HookError(
-            f"{site.hook} has shape {tuple(activation.shape)}; {expected} was expected. "
-            f"This architecture keeps its {site.axis or 'layer output'}s elsewhere."
-        )
-
-
-def _broadcast(keep: Tensor, axis: str | None) -> Tensor:
-    if axis == "head":
-        return rearrange(keep, "rows heads -> rows 1 heads 1")
-    return rearrange(keep, "rows entries -> rows 1 entries")
 
 
 def _zeros(hook: str) -> Tensor:

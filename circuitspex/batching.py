@@ -47,12 +47,12 @@ class Batcher:
         return size if self._limit is None else min(size, self._limit)
 
     def __call__(
-        self, n_rows: int, n_positions: int, run: Callable[[slice], Result]
+        self, rows: int | slice, n_positions: int, run: Callable[[slice], Result]
     ) -> Iterator[tuple[slice, Result]]:
         """Run all rows, batch by batch.
 
         Args:
-            n_rows: How many rows there are.
+            rows: How many rows there are, or which of them to run.
             n_positions: Tokens per row.
             run: Runs the rows of a slice.
 
@@ -65,12 +65,12 @@ class Batcher:
             RuntimeError: Whatever else the model raised.
             MemoryError: Never; a batch that the system cannot hold is halved as well.
         """
-        start = 0
-        while start < n_rows:
+        start, stop = (0, rows) if isinstance(rows, int) else (rows.start, rows.stop)
+        while start < stop:
             size = self.size(n_positions)
-            rows = slice(start, min(start + size, n_rows))
+            batch = slice(start, min(start + size, stop))
             try:
-                result = run(rows)
+                result = run(batch)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -80,11 +80,11 @@ class Batcher:
                         "Use a shorter prompt, a smaller dtype or a larger device."
                     ) from error
             else:
-                yield rows, result
-                start = rows.stop
+                yield batch, result
+                start = batch.stop
                 continue
             # Outside the handler, so that the traceback no longer holds the failed batch alive.
-            self._limit = max(1, (rows.stop - rows.start) // 2)
+            self._limit = max(1, (batch.stop - batch.start) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

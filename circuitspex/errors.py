@@ -73,5 +73,9 @@ class TaskWarning(UserWarning):
     """The intact model fails the task, so ablations have little to take away."""
 
 
+class ForkWarning(UserWarning):
+    """Masks cannot share layers on this model; each runs through all of them, which is slower."""
+
+
 class TrackingWarning(UserWarning):
     """Logging failed; the result itself is not affected."""

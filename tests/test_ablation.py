@@ -191,7 +191,7 @@ def test_logits_of_positions_nobody_reads_are_never_made(tiny):
 def test_one_forward_pass_a_batch(gpt2):
     rows = []
     units, tokens = heads(gpt2), random_tokens(gpt2, 2, 5)
-    with ablate(gpt2, units, batch_size=4) as ablated:
+    with ablate(gpt2, units, batch_size=4, forks=False) as ablated:
         with gpt2.hooks(fwd_hooks=[("hook_embed", lambda t, hook: rows.append(len(t)))]):
             ablated(tokens, random_masks(5, len(units)))
     assert rows == [4, 4, 2]

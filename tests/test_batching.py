@@ -60,6 +60,15 @@ def test_memory_that_runs_out_later_loses_nothing():
     assert done == memory.finished == list(range(20))
 
 
+def test_chosen_rows_run_alone():
+    memory = Memory(holds=100)
+    assert [rows for rows, _ in Batcher(None, batch_size=4)(slice(3, 9), 7, memory)] == [
+        slice(3, 7),
+        slice(7, 9),
+    ]
+    assert memory.finished == [3, 4, 5, 6, 7, 8]
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -143,7 +152,7 @@ def hold(n_rows, seen):
 def test_ablation_halves_its_batches_and_runs_no_finished_row_again(gpt2):
     tokens, masks, units = random_tokens(gpt2, 2, 5), random_masks(6, 8), heads(gpt2)
     seen: list[int] = []
-    with ablate(gpt2, units, batch_size=8) as ablated:
+    with ablate(gpt2, units, batch_size=8, forks=False) as ablated:
         with gpt2.hooks(fwd_hooks=hold(5, seen)):
             values = ablated(tokens, masks)
         assert seen == [8, 4, 4, 4]
