@@ -30,6 +30,7 @@ from circuitspex.errors import CircuitSpexError
 if TYPE_CHECKING:
     from circuitspex.discover import Plan, Result, Settings
     from circuitspex.report import InteractionRow
+    from circuitspex.verification import Verification
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,6 +99,14 @@ def discover_command(
             help="logit_difference, answer_log_probability, probability_difference, negative_kl."
         ),
     ] = "logit_difference",
+    verify: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Interactions to measure one by one, within a quarter of the budget on top; 0: "
+            "none.",
+        ),
+    ] = 20,
     circuit_size: Annotated[
         int | None,
         typer.Option(min=1, help="Units in the circuit. [default: half of all]"),
@@ -135,6 +144,7 @@ def discover_command(
             n_prompts=n_prompts,
             ablation=ablation,
             metric=metric,
+            verify=verify,
             circuit_size=circuit_size,
             seed=seed,
             dtype=dtype,
@@ -216,8 +226,17 @@ def _show(result: "Result", top: int) -> None:
         f"{interactions.n_evaluations:,} evaluations, keep rate {interactions.keep_rate:g}; "
         + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}{give_or_take}")
     )
-    rows = interaction_rows(interactions, top, min_order=2)
-    _out.print(_interactions_table(rows, interactions.n_units) if rows else Text(NO_JOINT_TERMS))
+    verified = result.verified_interactions
+    if verified is not None and not verified.checked:
+        verified = None
+    rows = interaction_rows(interactions, top, min_order=2, verification=verified)
+    if not rows:
+        _out.print(Text(NO_JOINT_TERMS))
+    elif verified is None:
+        _out.print(_interactions_table(rows, interactions.n_units))
+    else:
+        _out.print(_checked_table(rows, interactions.n_units))
+        _out.print(Text(_summary(verified)))
     _out.print(Text(str(report)))
 
 
@@ -238,6 +257,40 @@ def _interactions_table(rows: "list[InteractionRow]", n_units: int) -> Table:
             f"{row.fourier:+.3f}",
         )
     return table
+
+
+_STYLES = {"verified": "green", "refuted": "red", "undecided": "yellow"}
+
+
+def _checked_table(rows: "list[InteractionRow]", n_units: int) -> Table:
+    table = Table("units", "kind", "measured", "verdict", "estimate")
+    table.title = f"Strongest interactions of order ≥ 2 among {n_units:,} units, verified first"
+    table.caption = "± one standard error"
+    if any(row.significant for row in rows):
+        table.caption += "; ★ of all so marked, at most 5 % are expected to be chance"
+    for row in rows:
+        verdict = "not checked" if row.check is None else row.check.verdict
+        table.add_row(
+            " + ".join(row.units),
+            row.kind,
+            "" if row.check is None else _number(row.check.measured, row.check.std_error),
+            Text(verdict, style=_STYLES.get(verdict, "dim")),
+            f"{_number(row.coefficient, row.std_error)}{' ★' if row.significant else ''}",
+        )
+    return table
+
+
+def _number(value: float | None, error: float | None) -> str:
+    return f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def _summary(verified: "Verification") -> str:
+    from circuitspex.verification import describe_place
+
+    counts = ", ".join(f"{n:,} {verdict}" for verdict, n in verified.counts.items() if n)
+    return (
+        f"Measured {describe_place(verified)} ({verified.n_evaluations:,} evaluations): {counts}."
+    )
 
 
 def _read_prompts_per_mask(text: str) -> Any:
@@ -307,7 +360,7 @@ def _progress_bar(
             )
             prompts = plan.n_prompts if drawn == "all" else drawn
             # The intact model is run once on every prompt before the budget is touched.
-            total = settings.budget + plan.n_prompts
+            total = settings.budget + plan.n_prompts + (plan.verify_budget or 0)
             bar.update(task, description="evaluating", prompts=prompts, total=total)
             bar.start_task(task)
 
@@ -316,6 +369,8 @@ def _progress_bar(
             bar.update(task, advance=evaluated + replayed, evaluated=done)
 
         yield announce, advance
+        # Budgets are upper limits, and what is known already is not in them.
+        bar.update(task, total=bar.tasks[0].completed)
 
 
 if __name__ == "__main__":

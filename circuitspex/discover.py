@@ -1,7 +1,8 @@
 """The whole path in one readable function: from settings to a folder of results.
 
 The folder holds ``spec.json`` (everything needed to repeat the run), ``evaluations/`` (every value,
-as it came), ``interactions.json``, ``circuit.json``, ``verification.json`` and ``report.html``.
+as it came), ``interactions.json``, ``verified_interactions.json``, ``circuit.json``,
+``verification.json`` (of the circuit) and ``report.html``.
 Running the same settings into the same folder again evaluates nothing that is already there.
 """
 
@@ -23,8 +24,12 @@ from circuitspex.spec import Spec
 from circuitspex.spex import CircuitSpex
 from circuitspex.tracking import Tracker
 from circuitspex.units import parse_units
+from circuitspex.verification import Verification
 
 MAX_EXACT_UNITS = 20
+
+VERIFIED_SHARE = 0.25
+"""Evaluations for measuring interactions one by one, as a share of the budget and on top of it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Settings:
     """What replaces an ablated activation: ``zero``, ``mean`` or ``resample``."""
     metric: str = "logit_difference"
     """What is measured, by name."""
+    verify: int = 20
+    """How many interactions to measure one by one, the largest of two to four units; at most a
+    quarter of the budget is spent on it, on top."""
     circuit_size: int | None = None
     """Units in the circuit; None is half of all."""
     seed: int = 0
@@ -81,6 +89,8 @@ class Settings:
             decoder=decoder,
             keep_rate=(0.5 if exact else 0.95) if self.keep_rate is None else self.keep_rate,
             prompts_per_mask=("all" if exact else 1) if drawn == "auto" else drawn,
+            # After exact decoding every mask is known already.
+            verify_budget=None if exact else int(VERIFIED_SHARE * self.budget),
             circuit_size=self.circuit_size or max(1, n_units // 2),
             n_units=n_units,
             n_prompts=n_prompts,
@@ -97,6 +107,8 @@ class Plan:
     """Share of units that a mask keeps."""
     prompts_per_mask: int | Literal["all"]
     """Prompts that each mask is evaluated on."""
+    verify_budget: int | None
+    """Evaluations to spend at most on measuring interactions one by one; None for no limit."""
     circuit_size: int
     """Units in the circuit."""
     n_units: int
@@ -119,6 +131,8 @@ class Result:
     """The units chosen from it."""
     verification: CircuitReport
     """What the circuit does on held-out prompts."""
+    verified_interactions: Verification | None = None
+    """The largest interactions measured one by one; None in folders of older versions."""
     n_evaluated: int = 0
     """Evaluations run through the model; 0 when read from disk or replayed."""
     n_replayed: int = 0
@@ -145,16 +159,19 @@ class Result:
                 "that circuitspex discover named, or finish the run by starting it again."
             )
         spec, interactions, circuit, verification = (folder / name for name in _FILES)
+        verified = folder / _VERIFIED
         return cls(
             folder,
             Spec.load(spec),
             Interactions.load(interactions),
             Circuit.load(circuit),
             CircuitReport.load(verification),
+            Verification.load(verified) if verified.is_file() else None,
         )
 
 
 _FILES = ("spec.json", "interactions.json", "circuit.json", "verification.json")
+_VERIFIED = "verified_interactions.json"
 
 
 def discover(
@@ -215,6 +232,10 @@ def discover(
         )
         spex.spec.save(folder / "spec.json")
         interactions.save(folder / "interactions.json")
+        verified = spex.verify_interactions(
+            interactions, top=settings.verify, budget=plan.verify_budget
+        )
+        verified.save(folder / _VERIFIED)
         circuit = spex.circuit(interactions, plan.circuit_size)
         circuit.save(folder / "circuit.json")
         verification = spex.verify(circuit)
@@ -225,10 +246,11 @@ def discover(
             interactions=interactions,
             circuit=circuit,
             verification=verification,
+            verified_interactions=verified,
         )
         spex.track(page)
         counts = spex.evaluation.n_evaluated, spex.evaluation.n_replayed
-    return Result(folder, spex.spec, interactions, circuit, verification, *counts)
+    return Result(folder, spex.spec, interactions, circuit, verification, verified, *counts)
 
 
 def _read_dtype(name: str) -> torch.dtype:

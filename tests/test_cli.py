@@ -37,6 +37,7 @@ def test_discover_writes_a_whole_run_and_show_reads_it(tmp_path: Path) -> None:
         "spec.json",
         "evaluations",
         "interactions.json",
+        "verified_interactions.json",
         "circuit.json",
         "verification.json",
         "report.html",
@@ -53,8 +54,28 @@ def test_the_same_command_again_evaluates_nothing(tmp_path: Path) -> None:
     command = ["discover", *SMALL, "--out", str(tmp_path)]
     run(*command)
     first = (tmp_path / "interactions.json").read_bytes()
-    assert "0 evaluations run, 34 replayed" in run(*command)
+    # 16 masks and the intact model for the warning; the verification asks for all masks again.
+    assert "0 evaluations run, 66 replayed" in run(*command)
     assert (tmp_path / "interactions.json").read_bytes() == first
+
+
+def test_what_was_measured_is_shown_beside_the_estimates(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    exact = ["--units", "heads@1", "--budget", "256", "--n-prompts", "16", "--out", out]
+    words = run("discover", *exact).split()
+    assert {"measured", "verdict", "estimate", "verified"} <= set(words)
+    at = next(i for i in range(len(words)) if words[i : i + 2] == ["verified", "│"])
+    assert words[at - 4 : at - 1] == words[at + 2 : at + 5]  # the decoder is exact too
+    assert words[at - 3] == "±"
+    text = " ".join(words)
+    assert "Measured around the intact model, on 16 prompts of the discovery" in text
+    assert "verdict" in run("show", out)
+
+
+def test_verifying_can_be_left_out(tmp_path: Path) -> None:
+    text = run("discover", *SMALL, "--verify", "0", "--out", str(tmp_path))
+    assert "verdict" not in text
+    assert "Fourier" in text
 
 
 def test_another_spec_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -113,7 +134,7 @@ def test_folder_is_named_after_the_settings() -> None:
 def test_help_names_every_command_and_option() -> None:
     assert {"discover", "show", "units"} <= set(run("--help").split())
     text = run("discover", "--help")
-    for option in ("--model", "--task", "--units", "--decoder", "--budget", "--keep-rate", "--out"):
+    for option in ("--model", "--task", "--units", "--decoder", "--budget", "--verify", "--out"):
         assert option in text
 
 

@@ -46,8 +46,35 @@ def test_result_reads_back_what_was_written(tmp_path: Path) -> None:
     )
     assert read.circuit == made.circuit
     assert read.verification == made.verification
+    assert read.verified_interactions == made.verified_interactions
+    assert made.verified_interactions is not None
+    assert len(made.verified_interactions.checked) == 11  # all pairs, triples and the four
     assert read.spec == made.spec
     assert made.spec.evaluation["model"]["processing"] == "raw"
+
+
+def test_folders_without_verified_interactions_are_read(tmp_path: Path) -> None:
+    discover(SMALL, tmp_path)
+    (tmp_path / "verified_interactions.json").unlink()
+    assert Result.load(tmp_path).verified_interactions is None
+
+
+def test_verifying_keeps_to_its_share_of_the_budget(tmp_path: Path) -> None:
+    sampled = replace(SMALL, decoder="lasso", keep_rate=0.6, budget=64, prompts_per_mask="all")
+    made = discover(sampled, tmp_path)
+    verified = made.verified_interactions
+    assert verified is not None
+    assert 0 < verified.n_evaluations <= 16
+    assert verified.counts["not checked"] > 0
+    # Every evaluation is the decoder's, or the verification's, or of the intact model.
+    assert made.n_evaluated <= 64 + 16 + 2
+    assert discover(sampled, tmp_path).n_evaluated == 0
+
+
+def test_nothing_is_verified_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    made = discover(replace(SMALL, verify=0), tmp_path)
+    assert made.verified_interactions is not None
+    assert made.verified_interactions.checked == []
 
 
 def test_half_a_run_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from circuitspex import report
 from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
+from circuitspex.errors import ResultError
 from circuitspex.interactions import Interactions
 from circuitspex.report import head_map_image, interaction_rows, render_page, write_page
 from circuitspex.report.effect_map import make_effect_map
@@ -21,6 +22,7 @@ from circuitspex.report.layout import arrange, short_label
 from circuitspex.report.style import KINDS
 from circuitspex.report.tables import number, single_effects
 from circuitspex.spec import Spec
+from circuitspex.verification import Verification
 
 # As Any: plotly's own annotations allow too much to be of use.
 circuit_figure: Any = report.circuit_figure
@@ -98,6 +100,25 @@ def make_report(**fields) -> CircuitReport:
     return CircuitReport(**given | fields)  # pyright: ignore[reportArgumentType]
 
 
+def make_verified(**fields) -> Verification:
+    """Of the four interactions, the largest is refuted, two are verified, one is not checked."""
+    given = {
+        "units": HEADS,
+        "around": "intact",
+        "support": ((0, 3), (1, 5), (0, 1, 4), (2, 3, 4, 5)),
+        "estimates": (-2.0, 1.5, 0.75, 0.25),
+        "verdicts": ("refuted", "verified", "verified", "not checked"),
+        "measured": (-0.125, 0.5, 0.625, None),
+        "std_errors": (0.25, 0.1, 0.125, None),
+        "intervals": ((-0.6, 0.3), (0.3, 0.7), (0.4, 0.9), None),
+        "p_values": (0.6, 0.001, 0.002, None),
+        "prompt_values": ((-0.25, 0.0), (0.4, 0.6), (0.5, 0.75), None),
+        "n_prompts": 2,
+        "n_evaluations": 30,
+    }
+    return Verification(**given | fields)  # pyright: ignore[reportArgumentType]
+
+
 # Rows
 
 
@@ -136,6 +157,32 @@ def test_the_fourier_column_is_the_one_at_the_keep_rate():
 def test_without_errors_there_is_no_interval():
     row = interaction_rows(make_interactions(std_error=None), 1)[0]
     assert (row.low, row.high) == (None, None)
+
+
+def test_what_was_verified_comes_first_and_what_was_measured_counts():
+    rows = interaction_rows(make_interactions(), min_order=2, verification=make_verified())
+    assert [row.indices for row in rows] == [(0, 1, 4), (1, 5), (0, 3), (2, 3, 4, 5)]
+    assert [row.rank for row in rows] == [1, 2, 3, 4]
+    assert [row.effect for row in rows] == [0.625, 0.5, -0.125, 0.25]
+    assert [row.coefficient for row in rows] == [0.75, 1.5, -2.0, 0.25]
+    assert [row.kind for row in rows] == ["", "synergistic", "", "synergistic"]
+    top = interaction_rows(make_interactions(), 1, min_order=2, verification=make_verified())
+    assert [row.indices for row in top] == [(0, 1, 4)]
+
+
+def test_the_kind_is_that_of_the_measured_sign():
+    verified = make_verified(
+        verdicts=("undecided", "verified", "verified", "not checked"),
+        measured=(0.25, 0.5, 0.625, None),
+    )
+    rows = interaction_rows(make_interactions(), min_order=2, verification=verified)
+    assert {row.indices: row.kind for row in rows}[0, 3] == "synergistic"
+
+
+@pytest.mark.parametrize("fields", [{"around": "contexts"}, {"units": HEADS[::-1]}])
+def test_a_verification_of_something_else_is_refused(fields):
+    with pytest.raises(ResultError, match="measured around the intact model, of the same 6 units"):
+        interaction_rows(make_interactions(), verification=make_verified(**fields))
 
 
 def test_units_of_the_same_label_are_told_apart():
@@ -277,6 +324,23 @@ def test_what_may_be_zero_is_not_drawn():
     assert "2 largest interactions whose interval excludes zero" in render_page(
         make_spec(), make_interactions(std_error=0.5)
     )
+
+
+def test_the_refuted_are_not_drawn_and_the_verified_are_in_their_measured_size():
+    figure = circuit_figure(make_interactions(), verification=make_verified())
+    lines = {line.hovertemplate.split("</b>")[0][3:]: line for line in traces_of(figure, "lines")}
+    assert set(lines) == {"L0H1 + L2H1", "L0H0 + L0H1 + L2H0", "L1H0 + L1H1 + L2H0 + L2H1"}
+    assert lines["L0H1 + L2H1"].line.width == pytest.approx(1.2 + 5.3 * 0.5 / 0.625)
+    hover = lines["L0H1 + L2H1"].hovertemplate
+    assert "0.500 ± 0.100, verified<br>estimate 1.500 [1.304, 1.696]" in hover
+
+
+def test_the_undecided_are_drawn_where_their_estimate_is_clear():
+    verified = make_verified(verdicts=("undecided", "undecided", "verified", "not checked"))
+    for std_error, n_drawn in ((0.5, 3), (2.0, 1)):
+        interactions = make_interactions(std_error=std_error)
+        figure = circuit_figure(interactions, verification=verified)
+        assert len(traces_of(figure, "lines")) == n_drawn
 
 
 def test_the_map_holds_single_effects_and_marks_the_circuit():
@@ -433,6 +497,48 @@ def test_the_page_shows_the_facts_the_rows_and_the_verification():
     for name in ("circuit", "effects", "energy", "prediction"):
         assert f'Plotly.newPlot(                        "figure-{name}"' in text
     assert '"processing": "folded"' in text
+
+
+def test_the_page_shows_measured_effects_beside_estimates():
+    page = render_page(
+        make_spec(), make_interactions(), make_circuit(), verified_interactions=make_verified()
+    )
+    text = " ".join(Loads(page).texts)
+    cells = re.findall(r"<td class=\"units\">.*?</tr>", page)
+    rows = [re.sub(r"<[^>]+>", " ", cell).split() for cell in cells]
+    assert rows[0][:12] == [
+        *("L0H0", "+", "L0H1", "+", "L2H0"),
+        *("0.625", "±", "0.125", "verified", "0.750", "0.554", "…"),
+    ]
+    assert "refuted" in rows[2]
+    assert "– not checked 0.250 0.054 … 0.446" in " ".join(rows[3])
+    assert "around the intact model, on 2 prompts of the discovery" in text
+    assert "Of 3 so measured with 30 evaluations: 2 verified, 1 refuted, 0 undecided" in text
+    assert "3 largest interactions whose interval excludes zero, 2 of them verified" in text
+    assert "Interactions were measured on the prompts they were found on" in text
+    assert Loads(page).loads == []
+
+
+def test_one_prompt_and_held_out_prompts_are_told_apart():
+    exact = make_verified(
+        n_prompts=1, std_errors=(None,) * 4, intervals=(None,) * 4, p_values=(None,) * 4
+    )
+    page = render_page(make_spec(), make_interactions(), verified_interactions=exact)
+    assert "One prompt, so the measured effects have no error" in page
+    fresh = make_verified(held_out=True)
+    page = render_page(make_spec(), make_interactions(), verified_interactions=fresh)
+    assert "on 2 prompts held out" in page
+    assert "Interactions were measured on the prompts they were found on" not in page
+
+
+def test_a_verification_of_nothing_changes_nothing():
+    nothing = make_verified(
+        verdicts=("not checked",) * 4, measured=(None,) * 4, prompt_values=(None,) * 4
+    )
+    plain = render_page(make_spec(), make_interactions())
+    page = render_page(make_spec(), make_interactions(), verified_interactions=nothing)
+    start, end = "<h2>Interactions</h2>", "</section>"
+    assert page.split(start)[1].split(end)[0] == plain.split(start)[1].split(end)[0]
 
 
 def test_the_largest_interactions_only_are_tabulated_and_the_rest_counted():

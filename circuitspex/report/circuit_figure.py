@@ -17,6 +17,7 @@ from circuitspex.report.style import (
     figure_with_defaults,
 )
 from circuitspex.report.tables import InteractionRow, interaction_rows, number, single_effects
+from circuitspex.verification import Verification
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,19 +36,23 @@ class _Link:
 
 
 def circuit_figure(
-    interactions: Interactions, circuit: Collection[int] = (), n_shown: int = 25
+    interactions: Interactions,
+    circuit: Collection[int] = (),
+    n_shown: int = 25,
+    verification: Verification | None = None,
 ) -> "go.Figure":
-    """Draw the largest interactions, those whose interval includes zero left out.
+    """Draw the largest interactions, refuted ones and those that may be zero left out.
 
     Args:
         interactions: The result, in any basis.
         circuit: Indices of the circuit's units, drawn filled.
         n_shown: How many interactions of order two and more to draw at most.
+        verification: What was measured of them around the intact model; drawn in that size.
 
     Returns:
         A plotly figure. Its ``layout.meta`` holds the width in pixels it needs to stay legible.
     """
-    rows = drawn_rows(interactions, n_shown)
+    rows = drawn_rows(interactions, n_shown, verification)
     involved = {unit for row in rows for unit in row.indices}
     layout = arrange(interactions.units, involved | set(circuit))
     pitch = _pitch(layout)
@@ -62,19 +67,28 @@ def circuit_figure(
     return figure
 
 
-def drawn_rows(interactions: Interactions, n_shown: int) -> list[InteractionRow]:
+def drawn_rows(
+    interactions: Interactions, n_shown: int, verification: Verification | None = None
+) -> list[InteractionRow]:
     """Choose what to draw: the largest that errors leave standing, fewer among few units.
 
     Args:
         interactions: The result, in any basis.
         n_shown: How many at most.
+        verification: What was measured of them around the intact model.
 
     Returns:
-        The largest first.
+        Verified ones first, then others whose estimate's interval excludes zero and that are not
+        refuted; the largest of each first.
     """
-    rows = interaction_rows(interactions, min_order=2)
-    clear = [row for row in rows if row.low is None or row.low > 0 or (row.high or 0.0) < 0]
-    return clear[: min(n_shown, 2 * interactions.n_units)]
+    rows = interaction_rows(interactions, min_order=2, verification=verification)
+    return [row for row in rows if _stands(row)][: min(n_shown, 2 * interactions.n_units)]
+
+
+def _stands(row: InteractionRow) -> bool:
+    if row.check is not None and row.check.verdict in ("verified", "refuted"):
+        return row.check.verdict == "verified"
+    return row.low is None or row.low > 0 or (row.high or 0.0) < 0
 
 
 def _pitch(layout: Layout) -> Point:
@@ -140,11 +154,11 @@ def _add_background(figure: "go.Figure", points: Iterable[Point]) -> None:
 
 
 def _add_links(figure: "go.Figure", links: Sequence[_Link]) -> None:
-    largest = max((abs(link.row.coefficient) for link in links), default=1.0)
+    largest = max((abs(link.row.effect) for link in links), default=1.0)
     shown = set()
     for link in reversed(links):  # the largest on top
         style = KINDS[link.row.kind]
-        share = abs(link.row.coefficient) / largest
+        share = abs(link.row.effect) / largest
         figure.add_scatter(
             x=[None if point is None else point[0] for point in link.path],
             y=[None if point is None else point[1] for point in link.path],

@@ -17,6 +17,7 @@ from circuitspex.report import sections
 from circuitspex.report.circuit_figure import circuit_figure, drawn_rows
 from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
 from circuitspex.spec import Spec, write_atomically
+from circuitspex.verification import Verification
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -34,6 +35,7 @@ def write_page(
     circuit: Circuit | None = None,
     verification: CircuitReport | None = None,
     held_out: HeldOut | None = None,
+    verified_interactions: Verification | None = None,
 ) -> Path:
     """Write a result as one HTML file that opens anywhere, also without a network.
 
@@ -44,12 +46,14 @@ def write_page(
         circuit: The units chosen from it; marked in the figures.
         verification: What the circuit does in the real model.
         held_out: Predicted and measured values of masks the fit has not seen.
+        verified_interactions: What was measured of the largest interactions around the intact
+            model.
 
     Returns:
         The path.
     """
     intact = interactions.to("moebius", origin="intact")
-    page = render_page(spec, intact, circuit, verification, held_out)
+    page = render_page(spec, intact, circuit, verification, held_out, verified_interactions)
     write_atomically(path, page.encode())
     return Path(path)
 
@@ -60,6 +64,7 @@ def render_page(
     circuit: Circuit | None = None,
     verification: CircuitReport | None = None,
     held_out: HeldOut | None = None,
+    verified_interactions: Verification | None = None,
 ) -> str:
     """Return the page of :func:`write_page` as text.
 
@@ -69,6 +74,8 @@ def render_page(
         circuit: The units chosen from it.
         verification: What the circuit does in the real model.
         held_out: Predicted and measured values of masks the fit has not seen.
+        verified_interactions: What was measured of the largest interactions around the intact
+            model.
 
     Returns:
         A whole HTML document.
@@ -76,12 +83,12 @@ def render_page(
     members = frozenset(circuit.indices) if circuit else frozenset()
     parts = [
         sections.meaning(),
-        _circuit_section(interactions, circuit, members),
+        _circuit_section(interactions, circuit, members, verified_interactions),
         sections.verification(verification) if verification else "",
         _effects_section(interactions, members),
-        sections.interactions_table(interactions),
+        sections.interactions_table(interactions, verified_interactions),
         _fit_section(interactions, held_out),
-        sections.limits(spec, interactions, verification),
+        sections.limits(spec, interactions, verification, verified_interactions),
     ]
     style = resources.files("circuitspex.report").joinpath("page.css").read_text()
     return _PAGE.format(
@@ -96,18 +103,23 @@ def render_page(
 
 
 def _circuit_section(
-    interactions: Interactions, circuit: Circuit | None, members: frozenset[int]
+    interactions: Interactions,
+    circuit: Circuit | None,
+    members: frozenset[int],
+    verified: Verification | None,
 ) -> str:
-    figure = circuit_figure(interactions, members, _N_LINKS)
-    n_drawn = len(drawn_rows(interactions, _N_LINKS))
+    figure = circuit_figure(interactions, members, _N_LINKS, verified)
+    rows = drawn_rows(interactions, _N_LINKS, verified)
+    n_verified = sum(row.check is not None and row.check.verdict == "verified" for row in rows)
     clear = "" if interactions.std_errors is None else " whose interval excludes zero"
+    counted = f", {n_verified} of them verified, refuted ones left out" if verified else ""
     chosen = f"The {len(members)} filled units are the circuit. " if circuit else ""
     drawn = (
-        f"Drawn are the {n_drawn} largest interactions{clear}; width shows size, a diamond joins "
-        "the members of a larger set and bears its order. Hover for numbers; click a legend entry "
-        "to hide it."
+        f"Drawn are the {len(rows)} largest interactions{clear}{counted}; width shows size, a "
+        "diamond joins the members of a larger set and bears its order. Hover for numbers; click "
+        "a legend entry to hide it."
     )
-    note = chosen + (drawn if n_drawn else f"There is no interaction{clear} to draw.")
+    note = chosen + (drawn if rows else f"There is no interaction{clear} to draw.")
     heading = "The circuit" if circuit else "The largest interactions"
     return _section(heading, note, [_figure("circuit", figure)])
 

@@ -7,8 +7,15 @@ from typing import Any
 from circuitspex.circuit import Circuit
 from circuitspex.criteria import CircuitReport
 from circuitspex.interactions import NORMAL_95, Interactions
-from circuitspex.report.tables import NO_JOINT_TERMS, InteractionRow, interaction_rows, number
+from circuitspex.report.tables import (
+    NO_JOINT_TERMS,
+    InteractionRow,
+    interaction_rows,
+    measured,
+    number,
+)
 from circuitspex.spec import Spec
+from circuitspex.verification import Verification, describe_place
 
 _N_ROWS = 40
 _N_SINGLE_ROWS = 30
@@ -120,18 +127,37 @@ def _track(report: CircuitReport) -> str:
     )
 
 
-def interactions_table(interactions: Interactions) -> str:
+def interactions_table(interactions: Interactions, verified: Verification | None = None) -> str:
     """Return the largest interactions and, folded away, the largest single effects.
 
     Args:
         interactions: What was decoded.
+        verified: What was measured of them around the intact model.
 
     Returns:
         HTML.
     """
-    rows = interaction_rows(interactions)
+    checked = verified if verified and verified.checked else None
+    rows = interaction_rows(interactions, verification=checked)
     larger = [row for row in rows if row.order > 1]
     single = [row for row in rows if row.order == 1]
+    n_listed = min(len(larger), _N_ROWS)
+    listed = (
+        f"{n_listed} of {len(larger)} interactions, verified ones first, then by effect. "
+        if checked
+        else f"The {n_listed} largest of {len(larger)} interactions, by effect. "
+    )
+    note = (listed if larger else f"{NO_JOINT_TERMS} ") + _columns(interactions, checked)
+    how = f'<p class="note">{html.escape(_verdicts(checked))}</p>' if checked else ""
+    return (
+        f'<section><h2>Interactions</h2><p class="note">{html.escape(note)}</p>{how}'
+        f"{_table(larger[:_N_ROWS], checked is not None)}"
+        f"<details><summary>Largest effects of single units</summary>"
+        f"{_table(single[:_N_SINGLE_ROWS], with_checks=False)}</details></section>"
+    )
+
+
+def _columns(interactions: Interactions, checked: Verification | None) -> str:
     sources = {
         "masks": "for the random choice of masks",
         "prompts": "for the random choice of prompts",
@@ -140,28 +166,41 @@ def interactions_table(interactions: Interactions) -> str:
     starred = ""
     if interactions.p_values is not None:
         starred = "★: of all so marked, at most 5 % are expected to be chance. "
-    note = (
-        (
-            f"The {min(len(larger), _N_ROWS)} largest of {len(larger)} interactions, by effect. "
-            if larger
-            else f"{NO_JOINT_TERMS} "
-        )
-        + f"Effect: Möbius coefficient at the intact model. Intervals cover 95 %, "
+    return (
+        f"{'Estimate' if checked else 'Effect'}: Möbius coefficient at the intact model"
+        f"{', as decoded' if checked else ''}. Its intervals cover 95 %, "
         f"{sources[interactions.error_source]}; grey ones include zero. {starred}"
         f"On average: Fourier "
         f"coefficient over masks that keep each unit at rate {interactions.keep_rate:g}."
     )
+
+
+def _verdicts(checked: Verification) -> str:
+    """Return in words what was measured and how it was judged."""
+    counts = checked.counts
+    judged = ", ".join(f"{counts[v]} {v}" for v in ("verified", "refuted", "undecided"))
+    error = (
+        "± is the standard error over prompts. Verified: differs from zero on prompts like these "
+        "(t-test, false discovery rate 5 %), in the direction and with at least a tenth of the "
+        "size of the estimate. Refuted: not so, and less than half of the estimate. Undecided: "
+        "more prompts are needed to tell."
+        if (checked.n_prompts or 1) > 1
+        else "One prompt, so the measured effects have no error. Verified: in the direction and "
+        "with at least a tenth of the size of the estimate; else refuted."
+    )
     return (
-        f'<section><h2>Interactions</h2><p class="note">{html.escape(note)}</p>'
-        f"{_table(larger[:_N_ROWS])}<details><summary>Largest effects of single units</summary>"
-        f"{_table(single[:_N_SINGLE_ROWS])}</details></section>"
+        f"Measured: the same coefficient from all ablations of a set's parts, nothing fitted, "
+        f"{describe_place(checked)}. Of {len(checked.checked)} so measured with "
+        f"{checked.n_evaluations:,} evaluations: {judged}. {error}"
     )
 
 
-def _table(rows: Iterable[InteractionRow]) -> str:
-    body = "".join(_table_row(rank, row) for rank, row in enumerate(rows, start=1))
+def _table(rows: Iterable[InteractionRow], with_checks: bool) -> str:
+    body = "".join(_table_row(rank, row, with_checks) for rank, row in enumerate(rows, start=1))
+    checks = '<th class="n">Measured</th><th>Verdict</th>' if with_checks else ""
     head = (
-        '<th class="n">#</th><th>Units</th><th class="n">Effect</th>'
+        f'<th class="n">#</th><th>Units</th>{checks}'
+        f'<th class="n">{"Estimate" if with_checks else "Effect"}</th>'
         '<th class="n">95 % interval</th><th>Kind</th><th class="n">Order</th>'
         '<th class="n">On average</th>'
     )
@@ -170,29 +209,41 @@ def _table(rows: Iterable[InteractionRow]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _table_row(rank: int, row: InteractionRow) -> str:
+def _table_row(rank: int, row: InteractionRow, with_checks: bool) -> str:
     dot = f'<span class="dot {row.kind or "odd"}"></span>' if row.order > 1 else ""
     if row.low is None or row.high is None:
         interval, faint = "–", " wide"
     else:
         interval = f"{number(row.low)} … {number(row.high)}{' ★' if row.significant else ''}"
         faint = " wide" if row.low <= 0 <= row.high else ""
+    verdict = "not checked" if row.check is None else row.check.verdict
+    checks = (
+        f'<td class="n">{measured(row)}</td><td class="{verdict.replace(" ", "-")}">{verdict}</td>'
+        if with_checks
+        else ""
+    )
     return (
         f'<tr><td class="n">{rank}</td>'
-        f'<td class="units">{dot}{html.escape(" + ".join(row.units))}</td>'
+        f'<td class="units">{dot}{html.escape(" + ".join(row.units))}</td>{checks}'
         f'<td class="n">{number(row.coefficient)}</td><td class="n{faint}">{interval}</td>'
         f'<td>{row.kind or "–"}</td><td class="n">{row.order}</td>'
         f'<td class="n">{number(row.fourier)}</td></tr>'
     )
 
 
-def limits(spec: Spec, interactions: Interactions, report: CircuitReport | None) -> str:
+def limits(
+    spec: Spec,
+    interactions: Interactions,
+    report: CircuitReport | None,
+    verified: Verification | None = None,
+) -> str:
     """Return how to read the page, and what was not tested.
 
     Args:
         spec: What the result is a result of.
         interactions: What was decoded.
         report: What was measured of the circuit.
+        verified: What was measured of the largest interactions.
 
     Returns:
         HTML.
@@ -209,6 +260,11 @@ def limits(spec: Spec, interactions: Interactions, report: CircuitReport | None)
         f"weights ({_name(processing)}).",
         "A circuit found this way is one that works; it need not be the only one.",
     ]
+    if verified is not None and verified.checked and not verified.held_out:
+        items.append(
+            "Interactions were measured on the prompts they were found on. They were chosen for "
+            "being large there, so on new prompts some will be smaller."
+        )
     if max_order < interactions.n_units:
         items.append(
             f"Sets of more than {max_order} units were not decoded, and a set that is not listed "

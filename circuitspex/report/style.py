@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from circuitspex.report.tables import InteractionRow, number
+from circuitspex.report.tables import InteractionRow, measured, number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -57,9 +57,11 @@ def describe(row: InteractionRow) -> str:
     """
     units = html.escape(" + ".join(row.units), quote=False)
     interval = "" if row.low is None else f" [{number(row.low)}, {number(row.high)}]"
-    return f"<b>{units}</b><br>{row.kind or 'order ' + str(row.order)}: " + (
-        f"{number(row.coefficient)}{interval}"
-    )
+    estimate = f"{number(row.coefficient)}{interval}"
+    heading = f"<b>{units}</b><br>{row.kind or 'order ' + str(row.order)}: "
+    if row.check is None:
+        return f"{heading}{estimate}"
+    return f"{heading}{measured(row)}, {row.check.verdict}<br>estimate {estimate}"
 
 
 def figure_with_defaults() -> "go.Figure":
