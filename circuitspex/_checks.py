@@ -48,14 +48,21 @@ def check_gates(gates: object, n_units: int) -> Tensor:
         The same tensor.
 
     Raises:
-        MaskError: If it has another type or shape, or a number outside 0..1.
+        MaskError: If it has another type or shape, or a number that is not in 0..1.
     """
-    if not isinstance(gates, Tensor) or not gates.is_floating_point():
+    if not isinstance(gates, Tensor) or gates.dtype == torch.bool:
         return check_masks(gates, n_units)
-    check_masks(gates.bool(), n_units)
-    if not bool(((gates >= 0) & (gates <= 1)).all()):
+    if not gates.is_floating_point():
         raise MaskError(
-            "gates must lie between 0, ablated, and 1, kept; got "
-            f"{gates.min().item():.3g}..{gates.max().item():.3g}."
+            "gates must be bool, True = kept, or floating-point numbers between 0, ablated, and "
+            f"1, kept; got dtype {gates.dtype}. Convert them with gates.bool() or gates.float()."
+        )
+    check_masks(gates.bool(), n_units)
+    outside = (~((gates >= 0) & (gates <= 1))).nonzero()  # a NaN is not between either
+    if len(outside):
+        row, unit = outside[0].tolist()
+        raise MaskError(
+            f"gates must lie between 0, ablated, and 1, kept; {len(outside)} of {gates.numel()} "
+            f"do not: the first is {gates[row, unit].item():.3g}, of unit {unit} in row {row}."
         )
     return gates

@@ -210,7 +210,8 @@ class Evaluation:
         mask_of_row = repeat(torch.arange(len(gates)), "masks -> (masks drawn)", drawn=drawn)
         prompt_of_row = rearrange(prompts, "masks drawn -> (masks drawn)")
         values = torch.full((len(mask_of_row),), torch.nan, dtype=torch.float64)
-        gradients = torch.full((len(mask_of_row), self.n_units), torch.nan)
+        shape = (len(mask_of_row), self.n_units)
+        gradients = torch.full(shape, torch.nan, dtype=torch.float32)
         for members in self._prompts_by_length.values():
             rows = torch.isin(prompt_of_row, members).nonzero().squeeze(1)
             stream = self._stream_gradients(gates, mask_of_row[rows], prompt_of_row[rows], members)
@@ -220,8 +221,9 @@ class Evaluation:
                 self._progress(GRADIENT_COST * len(value), 0)
         values = rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn)
         gradients = rearrange(gradients, "(masks drawn) units -> masks drawn units", drawn=drawn)
-        # A sum is finite only if all its terms are.
-        self._refuse_non_finite(gates > 0, prompts, values + gradients.sum(dim=2))
+        finite = gradients.isfinite().all(dim=2)
+        finite_values = values.where(finite, torch.nan)
+        self._refuse_non_finite(gates > 0, prompts, finite_values, "values or gradients")
         return values, gradients
 
     def _stream_gradients(
@@ -281,7 +283,9 @@ class Evaluation:
         rows = [answer_logits(model, tokens[None].to(device)) for tokens in self.task.tokens]
         return torch.cat(rows).cpu()
 
-    def _refuse_non_finite(self, masks: Tensor, prompts: Tensor, values: Tensor) -> None:
+    def _refuse_non_finite(
+        self, masks: Tensor, prompts: Tensor, values: Tensor, what: str = "values"
+    ) -> None:
         bad = (~values.isfinite()).nonzero()
         if len(bad) == 0:
             return
@@ -289,7 +293,7 @@ class Evaluation:
         ablated = [self.units.labels[i] for i in (~masks[row]).nonzero().squeeze(1).tolist()]
         more = f", … ({len(ablated)} in all)" if len(ablated) > 8 else ""
         raise NonFiniteError(
-            f"{len(bad)} of {values.numel()} evaluations gave NaN or infinite values; the first is "
+            f"{len(bad)} of {values.numel()} evaluations gave NaN or infinite {what}; the first is "
             f"mask {row} on prompt {int(prompts[row, column])}, which ablates "
             f"{', '.join(ablated[:8]) or 'nothing'}{more}. The finite values are kept. Leave these "
             "units out, use mean ablation, or load the model in float32."

@@ -59,6 +59,56 @@ def slow_logits(model: Any, tokens: Tensor, ablated: list[Any], stand_ins: Any =
         return model.run_with_hooks(tokens[None], fwd_hooks=hooks)[0, -1]
 
 
+def interpolate(
+    activation: Tensor, hook: Any, gates: list[tuple[Any, float]], stand_in: Tensor | None
+) -> Tensor:
+    changed = activation.clone()
+    for place, gate in gates:
+        other = 0 if stand_in is None else stand_in[place]
+        changed[place] = other + gate * (activation[place] - other)
+    return changed
+
+
+def gated_logits(
+    model: Any, tokens: Tensor, units: Any, gates: Tensor, stand_ins: Any = None
+) -> Tensor:
+    """Run one prompt with every unit's activation a made s + g (a - s); a gate g is any number.
+
+    ``stand_ins`` maps a hook's name to its s, as for :func:`slow_logits`.
+    """
+    by_hook: dict[str, list[tuple[Any, float]]] = {}
+    for unit, gate in zip(units, gates.tolist(), strict=True):
+        name, place = where(unit)
+        by_hook.setdefault(name, []).append((place, gate))
+    hooks = [
+        (
+            name,
+            partial(
+                interpolate, gates=pairs, stand_in=None if stand_ins is None else stand_ins[name]
+            ),
+        )
+        for name, pairs in by_hook.items()
+    ]
+    with torch.no_grad():
+        return model.run_with_hooks(tokens[None], fwd_hooks=hooks)[0, -1]
+
+
+def central_differences(value: Any, gates: Tensor, columns: list[int], step: float) -> Tensor:
+    """Return the derivatives of ``value(gates)`` by some gates, one gate moved at a time.
+
+    Four points a gate: their error falls with the fourth power of the step.
+    """
+    derivatives = []
+    for column in columns:
+        moved = []
+        for steps in (-2, -1, 1, 2):
+            there = gates.clone()
+            there[column] += steps * step
+            moved.append(value(there))
+        derivatives.append((8 * (moved[2] - moved[1]) - (moved[3] - moved[0])) / (12 * step))
+    return torch.tensor(derivatives, dtype=torch.float64)
+
+
 def slow_table(
     model: Any, prompts: Any, masks: Tensor, units: Any, stand_ins: Any = None
 ) -> Tensor:

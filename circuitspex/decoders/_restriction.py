@@ -24,8 +24,10 @@ class _Restricted:
         self.chosen = list(chosen)
         self.n_units = len(chosen)
 
-    def widen(self, masks: Bool[Tensor, "masks units"]) -> Bool[Tensor, "masks all_units"]:
-        """Return the masks over all units."""
+    def widen(
+        self, masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"]
+    ) -> Bool[Tensor, "masks all_units"] | Float[Tensor, "masks all_units"]:
+        """Return the masks, or gates between 0 and 1, over all units."""
         wide = torch.ones(len(masks), self.whole.n_units, dtype=masks.dtype)
         wide[:, self.chosen] = masks
         return wide
@@ -64,21 +66,25 @@ class _RestrictedDifferentiable(_Restricted):
     whole: DifferentiableSetFunction
 
     def value_and_gradient(
-        self, masks: Bool[Tensor, "masks units"]
+        self, masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"]
     ) -> tuple[Float[Tensor, " masks"], Float[Tensor, "masks units"]]:
         """Return values and the derivatives by the chosen units' gates."""
         values, gradients = self.whole.value_and_gradient(self.widen(masks))
         return values, gradients[:, self.chosen]
 
 
-class _RestrictedSampledDifferentiable(_RestrictedSampled, _RestrictedDifferentiable):
+class _RestrictedSampledWithMeanGradient(_RestrictedSampled, _RestrictedDifferentiable):
+    """The same for one that can be read prompt by prompt, but has the mean's gradient only."""
+
+
+class _RestrictedSampledDifferentiable(_RestrictedSampledWithMeanGradient):
     """The same for one that has gradients and can be read prompt by prompt."""
 
     whole: SampledDifferentiableSetFunction
 
     def sample_gradients(
         self,
-        masks: Bool[Tensor, "masks units"],
+        masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
         prompts_per_mask: int,
         rng: np.random.Generator,
     ) -> tuple[
@@ -101,13 +107,14 @@ def restrict(whole: SetFunction, chosen: tuple[int, ...]) -> SetFunction:
     Returns:
         The set function, prompt by prompt and with gradients if ``whole`` is.
     """
+    sampled = isinstance(whole, SampledSetFunction)
     if isinstance(whole, SampledDifferentiableSetFunction):
-        return _RestrictedSampledDifferentiable(whole, chosen)
-    if isinstance(whole, SampledSetFunction):
-        return _RestrictedSampled(whole, chosen)
-    if isinstance(whole, DifferentiableSetFunction):
-        return _RestrictedDifferentiable(whole, chosen)
-    return _Restricted(whole, chosen)
+        kind = _RestrictedSampledDifferentiable
+    elif isinstance(whole, DifferentiableSetFunction):
+        kind = _RestrictedSampledWithMeanGradient if sampled else _RestrictedDifferentiable
+    else:
+        kind = _RestrictedSampled if sampled else _Restricted
+    return kind(whole, chosen)
 
 
 def find_units(named: Sequence[int | str], labels: Sequence[str]) -> tuple[int, ...]:
