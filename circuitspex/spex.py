@@ -267,6 +267,7 @@ class CircuitSpex:
         seconds, evaluated = perf_counter() - started, self.evaluation.n_evaluated - before
         self._tracker.log({"perf/discover_s": seconds, "perf/evaluated": float(evaluated)})
         self._found["interactions"] = interactions
+        self._found.pop("verified_interactions", None)  # those were of an earlier discovery
         return interactions
 
     def verify_interactions(

@@ -24,7 +24,7 @@ estimate of twice the true size is verified, and the table says how large the ef
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from circuitspex._documents import read_document, write_document
 from circuitspex._types import SetFunction
+from circuitspex._verdicts import Verdict, discoveries, judge, mean_over_draws
 from circuitspex.circuit import Circuit
 from circuitspex.errors import ResultError
 from circuitspex.interactions import Interactions
@@ -46,15 +47,8 @@ from circuitspex.measurement import MAX_MEASURED_ORDER, MeasurementPlan, plan_me
 if TYPE_CHECKING:
     import pandas as pd
 
-Verdict: TypeAlias = Literal["verified", "refuted", "undecided", "not checked"]
 Around: TypeAlias = Literal["intact", "circuit", "contexts"]
 
-MIN_SHARE = 0.1
-"""Share of the estimate that must be left in the measurement for it to be verified."""
-CLAIMED_SHARE = 0.5
-"""Share of the estimate that must be ruled out for it to be refuted."""
-
-_CONFIDENCE = 0.95
 _ROUNDING = 1e-6  # relative, of one value in single precision after a forward pass
 _CANCELLED = 1e-12  # of the largest: what rounding leaves of terms that a conversion cancels
 _N_SHOWN = 20
@@ -386,34 +380,6 @@ class _Finding(NamedTuple):
     prompt_values: tuple[float, ...] | None = None
 
 
-class _Mean(NamedTuple):
-    """A mean over contexts and prompts; without an error where there is only one of both."""
-
-    mean: float
-    std_error: float | None
-    freedom: float
-    rounding: float
-
-    @property
-    def p_value(self) -> float | None:
-        from scipy.stats import t  # slow to import
-
-        if self.std_error is None:
-            return None
-        if self.std_error == 0:
-            return float(self.mean == 0)
-        return float(2 * t.sf(abs(self.mean) / self.std_error, self.freedom))
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        from scipy.stats import t
-
-        if self.std_error is None:
-            return None
-        half = float(t.ppf((1 + _CONFIDENCE) / 2, self.freedom)) * self.std_error
-        return self.mean - half, self.mean + half
-
-
 def _measure(
     set_function: SetFunction, plan: MeasurementPlan, estimates: Mapping[tuple[int, ...], float]
 ) -> dict[tuple[int, ...], _Finding]:
@@ -426,13 +392,13 @@ def _measure(
     effects = plan.coefficients(values)
     largest = float(values.abs().max()) * _ROUNDING
     means = [
-        _mean(effect, largest * 2 ** len(term))
+        mean_over_draws(effect, largest * 2 ** len(term))
         for term, effect in zip(plan.terms, effects, strict=True)
     ]
-    discovered = _discoveries([mean.p_value for mean in means])
+    discovered = discoveries([mean.p_value for mean in means])
     return {
         term: _Finding(
-            _judge(estimates[term], mean, significant),
+            judge(estimates[term], mean, significant),
             mean.mean,
             mean.std_error,
             mean.interval,
@@ -443,54 +409,6 @@ def _measure(
             plan.terms, effects, means, discovered, strict=True
         )
     }
-
-
-def _mean(effects: Float[Tensor, "contexts prompts"], rounding: float) -> _Mean:
-    """Return the mean with its error under both draws, those of contexts and of prompts.
-
-    The variance of a mean over a crossed layout is that of the row means plus that of the column
-    means minus that of what neither explains, which is in both.
-    """
-    n_contexts, n_prompts = effects.shape
-    mean = effects.mean()
-    by_context, by_prompt = effects.mean(1), effects.mean(0)
-    parts = []  # variance of the grand mean, degrees of freedom, sign
-    if n_contexts > 1:
-        parts.append((float(by_context.var()) / n_contexts, n_contexts - 1, 1))
-    if n_prompts > 1:
-        parts.append((float(by_prompt.var()) / n_prompts, n_prompts - 1, 1))
-    if len(parts) == 2:
-        rest = effects - by_context[:, None] - by_prompt + mean
-        freedom = (n_contexts - 1) * (n_prompts - 1)
-        parts.append((float(rest.square().sum()) / freedom / effects.numel(), freedom, -1))
-    if not parts:
-        return _Mean(float(mean), None, 0.0, rounding)
-    largest = max(part for part, _, sign in parts if sign > 0)
-    variance = max(largest, sum(sign * part for part, _, sign in parts))
-    spread = sum(part**2 / freedom for part, freedom, _ in parts)
-    freedom = variance**2 / spread if spread > 0 else 1.0
-    return _Mean(float(mean), variance**0.5, freedom, rounding)
-
-
-def _discoveries(p_values: Sequence[float | None]) -> list[bool]:
-    """Return which p-values pass; all where there are none because means are exact."""
-    from scipy.stats import false_discovery_control  # slow to import
-
-    known = [p for p in p_values if p is not None]
-    if len(known) < len(p_values):
-        return [True] * len(p_values)
-    return (false_discovery_control(known) <= 1 - _CONFIDENCE).tolist()
-
-
-def _judge(estimate: float, mean: _Mean, significant: bool) -> Verdict:
-    """Return the verdict by the rules at the top of this file."""
-    sign = 1.0 if estimate > 0 else -1.0
-    along = sign * mean.mean
-    if significant and along >= max(MIN_SHARE * abs(estimate), mean.rounding):
-        return "verified"
-    ends = mean.interval or (mean.mean, mean.mean)
-    ruled_out = max(sign * end for end in ends) < CLAIMED_SHARE * abs(estimate)
-    return "refuted" if ruled_out or mean.interval is None else "undecided"
 
 
 def _estimate(

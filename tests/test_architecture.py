@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "circuitspex"
 
 LEVELS = [
-    {"errors", "_types", "_checks", "_documents", "_ranking", "spec"},
+    {"errors", "_types", "_checks", "_documents", "_ranking", "_verdicts", "spec"},
     {"masks", "units", "batching", "forking"},
     {"transforms", "replacements", "metrics", "store", "designs", "tasks", "sites"},
     {"indices", "interactions", "measurement", "probes", "ablation", "models"},

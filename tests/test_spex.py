@@ -171,6 +171,14 @@ def test_interactions_are_verified_on_other_prompts(toy: Any, task: cs.Task) -> 
     assert other.label == task.held_out.name
 
 
+def test_what_was_verified_of_an_earlier_discovery_is_not_tracked(toy: Any, task: cs.Task) -> None:
+    recorder = Recorder()
+    with cs.CircuitSpex(toy, task, cs.heads(toy), tracker=recorder) as spex:
+        spex.verify_interactions(spex.discover("exact", budget=1024), top=1)
+        spex.discover("lasso", budget=400, keep_rate=0.8)
+    assert "verified_interactions" not in recorder.finished
+
+
 def test_only_what_is_about_the_intact_model_is_tracked(toy: Any, task: cs.Task) -> None:
     recorder = Recorder()
     with cs.CircuitSpex(toy, task, cs.heads(toy), tracker=recorder) as spex:
