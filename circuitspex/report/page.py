@@ -16,6 +16,7 @@ from circuitspex.interactions import Interactions
 from circuitspex.report import sections
 from circuitspex.report.circuit_figure import circuit_figure, drawn_rows
 from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
+from circuitspex.report.tables import InteractionRow
 from circuitspex.spec import Spec, write_atomically
 from circuitspex.verification import Verification
 
@@ -110,18 +111,27 @@ def _circuit_section(
 ) -> str:
     figure = circuit_figure(interactions, members, _N_LINKS, verified)
     rows = drawn_rows(interactions, _N_LINKS, verified)
-    n_verified = sum(row.check is not None and row.check.verdict == "verified" for row in rows)
-    clear = "" if interactions.std_errors is None else " whose interval excludes zero"
-    counted = f", {n_verified} of them verified, refuted ones left out" if verified else ""
     chosen = f"The {len(members)} filled units are the circuit. " if circuit else ""
-    drawn = (
-        f"Drawn are the {len(rows)} largest interactions{clear}{counted}; width shows size, a "
-        "diamond joins the members of a larger set and bears its order. Hover for numbers; click "
-        "a legend entry to hide it."
-    )
-    note = chosen + (drawn if rows else f"There is no interaction{clear} to draw.")
+    note = chosen + _describe_drawn(interactions, rows)
     heading = "The circuit" if circuit else "The largest interactions"
     return _section(heading, note, [_figure("circuit", figure)])
+
+
+def _describe_drawn(interactions: Interactions, rows: Sequence[InteractionRow]) -> str:
+    n_verified = sum(row.check is not None and row.check.verdict == "verified" for row in rows)
+    clear = "" if interactions.std_errors is None else " whose interval excludes zero"
+    if not rows:
+        return f"There is no interaction{clear} to draw."
+    drawn = f"the {len(rows)} largest interactions{clear}"
+    if n_verified:
+        others = len(rows) - n_verified
+        drawn = f"{n_verified} verified interactions in their measured size" + (
+            f" and {others} more{clear}" if others else ""
+        )
+    return (
+        f"Drawn are {drawn}; width shows size, a diamond joins the members of a larger set and "
+        "bears its order. Hover for numbers; click a legend entry to hide it."
+    )
 
 
 def _effects_section(interactions: Interactions, members: frozenset[int]) -> str:
