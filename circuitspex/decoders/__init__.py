@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitspex.decoders.base import Decoder
 from circuitspex.decoders.exact import ExactDecoder
+from circuitspex.decoders.gradient import GradientDecoder
 from circuitspex.decoders.hybrid import HybridDecoder
 from circuitspex.decoders.lasso import LassoDecoder
 from circuitspex.decoders.moebius import MoebiusDecoder
@@ -17,6 +18,7 @@ __all__ = [
     "DECODERS",
     "Decoder",
     "ExactDecoder",
+    "GradientDecoder",
     "HybridDecoder",
     "LassoDecoder",
     "MoebiusDecoder",
@@ -34,6 +36,7 @@ DECODERS: dict[str, type[Decoder]] = {
         SpexDecoder,
         ProxySpexDecoder,
         HybridDecoder,
+        GradientDecoder,
     )
 }
 """Every decoder by its name."""
@@ -48,8 +51,8 @@ def get(
         name: One of :data:`DECODERS`.
         keep_rate: Probability with which masks keep a unit.
         max_order: Most units in one interaction; None for the decoder's own default: every order
-            for ``exact``, 2 for ``lasso``, 4 for ``moebius`` and ``proxyspex``, 5 for ``spex`` and
-            ``hybrid``.
+            for ``exact``, 2 for ``lasso``, 3 for ``gradient``, 4 for ``moebius`` and
+            ``proxyspex``, 5 for ``spex`` and ``hybrid``.
         **options: The decoder's own options, such as ``prompts_per_mask``.
 
     Returns:

@@ -87,12 +87,9 @@ class Meter:
 
         Raises:
             DecoderError: If the set function is not made from prompts.
-        """
-        if self.sampled is None:
-            raise DecoderError(
-                f"prompts_per_mask={n_drawn} needs a set function made from prompts, with "
-                "n_prompts and sample(); this one has none. Use prompts_per_mask='all'."
-            )
+        """  # noqa: DOC502 - raised by the check
+        self._need_prompts(n_drawn)
+        assert self.sampled is not None
         self._pay(len(masks) * n_drawn)
         values, prompts = self.sampled.sample(masks, n_drawn, rng)
         shape = (len(masks), n_drawn)
@@ -119,6 +116,8 @@ class Meter:
             DecoderError: If the set function has no gradients, or none prompt by prompt.
         """
         game = self.set_function
+        if n_drawn is not None:
+            self._need_prompts(n_drawn)
         if n_drawn is None and isinstance(game, DifferentiableSetFunction):
             self._pay(GRADIENT_COST * len(masks) * self.n_prompts)
             values, gradients = (part[:, None] for part in game.value_and_gradient(masks))
@@ -138,6 +137,13 @@ class Meter:
             self._checked(gradients, masks, (*shape, self.n_units)),
             np.asarray(prompts, dtype=np.int64),
         )
+
+    def _need_prompts(self, n_drawn: int) -> None:
+        if self.sampled is None:
+            raise DecoderError(
+                f"prompts_per_mask={n_drawn} needs a set function made from prompts, with "
+                "n_prompts and sample(); this one has none. Use prompts_per_mask='all'."
+            )
 
     def _pay(self, n_evaluations: int) -> None:
         if self.n_evaluations + n_evaluations > self.budget:

@@ -1,0 +1,266 @@
+r"""Interactions around the intact model: gradients propose them, ablations decide.
+
+With :math:`\theta(T) = \sum_{S \subseteq T} (-1)^{|T| - |S|} v(N \setminus S)`, the Möbius
+coefficient at the intact origin, and g the gradient by the gates, a function that is multilinear in
+its gates has
+
+.. math:: \theta(C \cup k) = -\sum_{S \subseteq C} (-1)^{|C| - |S|} g_k(N \setminus S),
+
+so one gradient at a *context*, the model without the units C, estimates :math:`\theta(C \cup k)` of
+every unit k at once. A network is not multilinear: estimates only rank candidates, and the best are
+measured exactly, by ablating every subset.
+
+Few contexts see most interactions, because an interaction shows from each of its units: after a
+few, the units whose gradients they changed most are the contexts worth taking next.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from circuitspex._types import GRADIENT_COST
+from circuitspex.decoders._samples import Meter
+
+Term = tuple[int, ...]
+
+_CONTEXT_SHARE = 0.2  # of the search's evaluations; the rest verifies
+_AT_ONCE = 8  # contexts taken before the next are chosen
+_MAX_ROUNDS = 5  # of contexts and verification, where few candidates leave evaluations over
+_FIRST = 5  # contexts chosen by the size of their own gradient
+
+
+@dataclass
+class Neighbourhood:
+    """What was measured around the intact model."""
+
+    n_units: int
+    masks: list[Bool[np.ndarray, " units"]] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    """Mask, value and prompt of every evaluation."""
+    gradient_masks: list[Bool[np.ndarray, " units"]] = field(default_factory=list)
+    gradients: list[Float[np.ndarray, " units"]] = field(default_factory=list)
+    contexts: dict[Term, Float[np.ndarray, " units"]] = field(default_factory=dict)
+    """By how much ablating these units changes the gradient of every unit."""
+    verified: dict[Term, Float[np.ndarray, " prompts"]] = field(default_factory=dict)
+    """Exact Möbius coefficients at the intact origin, prompt by prompt."""
+    known: dict[Term, Float[np.ndarray, " prompts"]] = field(default_factory=dict)
+    """Value without these units on every prompt, where it was evaluated on all."""
+
+    def singles(self) -> dict[Term, Float[np.ndarray, " prompts"]]:
+        """Return the exact effects of single units, as far as they were measured."""
+        return {term: v - self.known[()] for term, v in self.known.items() if len(term) == 1}
+
+    def measured(self) -> dict[Term, float]:
+        """Return the verified coefficients, averaged over prompts."""
+        return {term: float(values.mean()) for term, values in self.verified.items()}
+
+    @property
+    def intact_gradient(self) -> Float[np.ndarray, " units"]:
+        """Mean gradient at the intact model; zeros if it was not taken."""
+        pairs = zip(self.gradient_masks, self.gradients, strict=True)
+        taken = [gradient for mask, gradient in pairs if mask.all()]
+        return np.mean(taken, axis=0) if taken else np.zeros(self.n_units)
+
+    def add(self, mask: Bool[np.ndarray, " units"], value: float, prompt: int) -> None:
+        """Remember one evaluation."""
+        self.masks.append(mask)
+        self.values.append(value)
+        self.prompts.append(prompt)
+
+    def estimates(self, context: Term) -> Float[np.ndarray, " units"]:
+        """Return the estimate of θ(context ∪ k) for every k; 0 for members of the context."""
+        total = np.zeros(self.n_units)
+        for part in nonempty_subsets(context):
+            total -= (-1) ** (len(context) - len(part)) * self.contexts[part]
+        total[list(context)] = 0
+        return total
+
+
+def explore(
+    meter: Meter,
+    n_drawn: int | None,
+    n_evaluations: int,
+    order_shares: Sequence[float],
+    rng: np.random.Generator,
+) -> Neighbourhood:
+    """Find and verify the strongest interactions around the intact model.
+
+    Args:
+        meter: The metered set function, differentiable.
+        n_drawn: Prompts for each gradient; None for all of them. Verification takes them all.
+        n_evaluations: Most that may be spent; with 0 nothing is measured.
+        order_shares: Shares of the evaluations for order 2, 3, …; they sum to 1.
+        rng: Draws the prompts.
+
+    Returns:
+        Everything measured.
+    """
+    limit = meter.n_evaluations + n_evaluations
+    found = Neighbourhood(meter.n_units)
+    if n_evaluations == 0:
+        return found
+    gradients = _Gradients(meter, found, n_drawn, rng)
+    verifier = _Verifier(meter, found)
+    cost = GRADIENT_COST * (meter.n_prompts if n_drawn is None else n_drawn)
+    for _ in range(_MAX_ROUNDS):
+        left = limit - meter.n_evaluations
+        n_contexts = len(found.contexts)
+        for order, share in enumerate(order_shares, start=2):
+            _take_contexts(gradients, found, order - 1, int(_CONTEXT_SHARE * share * left) // cost)
+        left = limit - meter.n_evaluations
+        for order, share in enumerate(order_shares, start=2):
+            verifier.verify(_rank(found, order, left), int(share * left))
+        if len(found.contexts) == n_contexts:
+            break
+    # What one order had no candidates for goes to the others.
+    for order in range(2, 2 + len(order_shares)):
+        left = limit - meter.n_evaluations
+        verifier.verify(_rank(found, order, left), left)
+    return found
+
+
+class _Gradients:
+    """Gradients at contexts, as differences from the intact model's on the same prompts."""
+
+    def __init__(
+        self, meter: Meter, found: Neighbourhood, n_drawn: int | None, rng: np.random.Generator
+    ) -> None:
+        self._meter, self._found, self._n_drawn, self._rng = meter, found, n_drawn, rng
+        every = None if n_drawn is None else meter.n_prompts
+        intact = np.ones((1, meter.n_units), dtype=bool)
+        _, gradients, prompts = self._measure(intact, every)
+        self.intact = dict(zip(prompts[0].tolist(), gradients[0], strict=True))
+
+    def take(self, contexts: Sequence[Term]) -> None:
+        masks = _ablate(contexts, self._found.n_units)
+        _, gradients, prompts = self._measure(masks, self._n_drawn)
+        for context, gradient, drawn in zip(contexts, gradients, prompts, strict=True):
+            before = np.array([self.intact[prompt] for prompt in drawn.tolist()])
+            self._found.contexts[context] = (gradient - before).mean(axis=0)
+
+    def _measure(self, masks: np.ndarray, n_drawn: int | None) -> tuple[np.ndarray, ...]:
+        measured = self._meter.gradients(torch.from_numpy(masks), n_drawn, self._rng)
+        for mask, values, gradients, prompts in zip(masks, *measured, strict=True):
+            for value, gradient, prompt in zip(values, gradients, prompts, strict=True):
+                self._found.add(mask, float(value), int(prompt))
+                self._found.gradient_masks.append(mask)
+                self._found.gradients.append(gradient)
+        return measured
+
+
+def _take_contexts(gradients: _Gradients, found: Neighbourhood, size: int, n_new: int) -> None:
+    """Take gradients at the contexts of a size that promise most."""
+    limit = len(found.contexts) + n_new
+    while len(found.contexts) < limit:
+        n_next = limit - len(found.contexts)
+        n_next = min(n_next, _AT_ONCE if found.contexts else _FIRST)
+        chosen = _next_contexts(gradients, found, size)[:n_next]
+        if not chosen:
+            break
+        gradients.take(chosen)
+
+
+def _next_contexts(gradients: _Gradients, found: Neighbourhood, size: int) -> list[Term]:
+    """Return untaken contexts, those first whose own interactions seem strongest.
+
+    An interaction of the context and one more unit has shown already if that unit, with all but one
+    of the context's, was a context.
+    """
+    mass: dict[Term, np.ndarray] = defaultdict(lambda: np.zeros(found.n_units))
+    for context in found.contexts:
+        if len(context) == size:
+            squares = found.estimates(context) ** 2
+            for rest in combinations(context, size - 1):
+                mass[rest] += squares
+    if size == 1:
+        alone = np.mean([gradient**2 for gradient in gradients.intact.values()], axis=0)
+        order = np.argsort(-(mass[()] if mass else alone), kind="stable")
+        return [(unit,) for unit in order.tolist() if (unit,) not in found.contexts]
+    smaller = [context for context in found.contexts if len(context) == size - 1]
+    units = sorted(set(chain.from_iterable(smaller)))
+    promise: dict[Term, float] = defaultdict(float)
+    for context in smaller:
+        estimates = found.estimates(context)
+        for unit in units:
+            term = tuple(sorted((*context, unit)))
+            parts = combinations(term, size - 1)
+            if unit not in context and all(part in found.contexts for part in parts):
+                seen = sum(mass[(*term[:i], *term[i + 1 :])][u] for i, u in enumerate(term))
+                promise[term] = max(promise[term], float(estimates[unit] ** 2 + seen))
+    new = [term for term in promise if term not in found.contexts]
+    return sorted(new, key=lambda term: (-promise[term], term))
+
+
+def _rank(found: Neighbourhood, order: int, n_most: int) -> list[Term]:
+    """Return the candidates of an order that contexts propose, the largest estimate first."""
+    size: dict[Term, float] = {}
+    for context in found.contexts:
+        if len(context) != order - 1:
+            continue
+        estimates = np.abs(found.estimates(context))
+        for unit in np.argsort(-estimates, kind="stable")[: max(1, n_most)].tolist():
+            term = tuple(sorted((*context, unit)))
+            if unit not in context and estimates[unit] > 0:
+                size[term] = max(size.get(term, 0.0), float(estimates[unit]))
+    ranked = sorted(size, key=lambda term: (-size[term], term))
+    return [term for term in ranked if term not in found.verified]
+
+
+class _Verifier:
+    """Measures Möbius coefficients exactly; subsets that terms share are evaluated once."""
+
+    def __init__(self, meter: Meter, found: Neighbourhood) -> None:
+        self._meter, self._found = meter, found
+        if meter.n_prompts == 1:  # otherwise gradients were on a few prompts only
+            for mask, value in zip(found.masks, found.values, strict=True):
+                self._found.known[_ablated(mask)] = np.array([value])
+
+    def verify(self, candidates: Iterable[Term], n_evaluations: int) -> None:
+        affordable = n_evaluations // self._meter.n_prompts
+        terms: list[Term] = []
+        needed: dict[Term, None] = {}
+        for term in candidates:
+            new = [part for part in ((), *nonempty_subsets(term)) if part not in self._found.known]
+            new = [part for part in new if part not in needed]
+            if len(needed) + len(new) > affordable:
+                break
+            needed.update(dict.fromkeys(new))
+            terms.append(term)
+        self._evaluate(list(needed))
+        for term in terms:
+            parts = ((), *nonempty_subsets(term))
+            signed = [(-1) ** (len(term) - len(part)) * self._found.known[part] for part in parts]
+            self._found.verified[term] = np.sum(signed, axis=0)
+
+    def _evaluate(self, terms: list[Term]) -> None:
+        if not terms:
+            return
+        masks = _ablate(terms, self._found.n_units)
+        table = self._meter.per_prompt(torch.from_numpy(masks))
+        for term, mask, values in zip(terms, masks, table, strict=True):
+            self._found.known[term] = values
+            for prompt, value in enumerate(values):
+                self._found.add(mask, float(value), prompt)
+
+
+def nonempty_subsets(term: Term) -> Iterable[Term]:
+    """Return every subset of a term but the empty one, the term itself included."""
+    return chain.from_iterable(combinations(term, k) for k in range(1, len(term) + 1))
+
+
+def _ablate(terms: Sequence[Term], n_units: int) -> Bool[np.ndarray, "terms units"]:
+    masks = np.ones((len(terms), n_units), dtype=bool)
+    for mask, term in zip(masks, terms, strict=True):
+        mask[list(term)] = False
+    return masks
+
+
+def _ablated(mask: Bool[np.ndarray, " units"]) -> Term:
+    units: Int[np.ndarray, " ablated"] = np.flatnonzero(~mask)
+    return tuple(units.tolist())

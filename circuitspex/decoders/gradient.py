@@ -1,0 +1,312 @@
+"""The gradient decoder: gradients find interactions, ablations verify them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from circuitspex._types import GRADIENT_COST
+from circuitspex.decoders._gradient_means import (
+    ExpansionMean,
+    LinearMean,
+    QuadraticMean,
+    clip_lengths,
+)
+from circuitspex.decoders._neighbourhood import Neighbourhood, Term, explore
+from circuitspex.decoders._process import MAX_ORDER, unit_weights
+from circuitspex.decoders._process_fit import Gradients, ProcessFit, fit_process
+from circuitspex.decoders._samples import Meter, Samples
+from circuitspex.decoders._sampling import MIN_MASKS, evaluate_round, plan_rounds, prompts_to_draw
+from circuitspex.decoders._selection import Candidates, combine
+from circuitspex.decoders.base import Decoder, unit_labels
+from circuitspex.decoders.exact import transform_all
+from circuitspex.decoders.sparse_regression import SparseRegression
+from circuitspex.designs import bernoulli_masks
+from circuitspex.errors import BudgetError, DecoderError
+from circuitspex.interactions import Interactions
+
+_GRADIENT_SHARE = 0.3  # of what the search leaves; twice as much of the first few hundred
+_FEW = 200
+_LEAST_GRADIENTS = 8
+_LEAST_SEARCH = 8  # gradients of the intact model that a search must be able to afford
+_NEAR = 14  # ablated units up to which a mask is near the intact model
+_MAX_ROWS = 8192  # of the process, whose time grows with their cube
+_PAIR_UNITS = 1024  # units whose pairs gradients may propose, by weight
+_MAX_CANDIDATES = 1024
+_MAX_COVARIANCE = 1024
+_ABOUT_ROWS = (
+    "n_masks",
+    "n_rows",
+    "n_prompts",
+    "prompts_per_mask",
+    "variance_masks",
+    "variance_masks_x_prompts",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDecoder(Decoder):
+    r"""Finds interactions by gradients, verifies them by ablations, and fits everything measured.
+
+    One backward pass gives the derivative of the value by every unit's gate, for the price of
+    about two forward passes more. The budget is spent on
+
+    1. *the neighbourhood of the intact model*: gradients with single units ablated, then pairs, …
+       rank candidates; the best are measured exactly, by ablating every subset of them. Their
+       Möbius coefficients are in ``diagnostics["verified"]``, with the standard error over prompts;
+    2. *gradients at random masks* of the keep rate, which say what each unit, and pairs of units,
+       do on average there;
+    3. *values at random masks*.
+
+    Two fits compete on held-out masks. A Gaussian process whose prior is made of the gradients
+    (``_process.py``) fits all values, those of the first part included; its mean is returned as the
+    coefficients that make up all but 0.3 % of its variance. The relaxed LASSO that the other
+    decoders share fits the third part, on the terms that gradients and verification propose; it is
+    exact where these are all there are.
+
+    **Cost:** the whole budget; a gradient counts three evaluations.
+
+    **Assumption:** gradients say which units matter. Interactions are of order 3 at most beyond
+    those that were verified.
+
+    **When it fails:** where the value is flat in the gates but not in ablations; the held-out R²
+    says so.
+    """
+
+    name: ClassVar[str] = "gradient"
+
+    max_order: int | None = 3
+    """Most units in one interaction."""
+
+    search_share: float | None = None
+    """Share of the budget for interactions around the intact model. None for 0.8 where every mask
+    is evaluated on all prompts (or there is one), 0.2 where on some, and less where masks ablate
+    more than 14 units, far from that model; nothing where that would verify next to nothing."""
+
+    order_shares: tuple[float, ...] | None = None
+    """Shares of the search for order 2, 3, …; nine tenths of it for order 2 when None."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            DecoderError: If one is outside its range.
+        """
+        super().__post_init__()
+        if self.max_order is None or self.max_order > 6:
+            raise DecoderError(f"gradient needs max_order from 1 to 6; got {self.max_order}.")
+        if self.search_share is not None and not 0 <= self.search_share <= 1:
+            raise DecoderError(
+                "search_share is a share of the budget between 0 and 1, or None; got "
+                f"{self.search_share}."
+            )
+        shares = self.order_shares
+        if shares is not None and (
+            len(shares) != max(0, self.max_order - 1)
+            or any(share < 0 for share in shares)
+            or abs(sum(shares) - 1) > 1e-6
+        ):
+            raise DecoderError(
+                f"order_shares needs one share for each order from 2 to max_order={self.max_order},"
+                f" none negative, which sum to 1; got {shares}."
+            )
+
+    def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
+        n_drawn = prompts_to_draw(meter, self.prompts_per_mask)
+        few = 2 ** min(meter.n_units, 60) <= MIN_MASKS and n_drawn is None
+        if few and 2**meter.n_units * meter.n_prompts <= meter.budget:
+            return transform_all(self, meter)
+        n_search, n_gradients = self._plan(meter, n_drawn)
+        found = explore(meter, n_drawn, n_search, self._order_shares(), rng)
+        masks = bernoulli_masks(n_gradients, meter.n_units, self.keep_rate, rng)
+        measured = meter.gradients(masks, n_drawn, rng)
+        parts = [part.reshape(-1, *part.shape[2:]) for part in measured]
+        random = Gradients(masks.numpy().repeat(measured[0].shape[1], axis=0), *parts)
+        samples = self._sample(meter, n_drawn, rng)
+        return self._fit(meter, found, random, samples, rng)
+
+    def _order_shares(self) -> tuple[float, ...]:
+        assert self.max_order is not None
+        if self.order_shares is not None:
+            return self.order_shares
+        higher = self.max_order - 2
+        if higher <= 0:
+            return (1.0,) * (self.max_order - 1)
+        return (0.9, *(0.1 / higher,) * higher)
+
+    def _plan(self, meter: Meter, n_drawn: int | None) -> tuple[int, int]:
+        """Return how many evaluations the search gets, and how many random masks a gradient.
+
+        Raises:
+            BudgetError: If one of the parts gets too little.
+        """
+        cost = meter.n_prompts if n_drawn is None else n_drawn
+        intact = GRADIENT_COST * meter.n_prompts
+        least = cost * (GRADIENT_COST * _LEAST_GRADIENTS + MIN_MASKS)
+        search = int((self.search_share or 0) * meter.budget)
+        if self.search_share is None:
+            n_ablated = max(1.0, meter.n_units * (1 - self.keep_rate))
+            share = (0.8 if n_drawn is None else 0.2) * min(1.0, (_NEAR / n_ablated) ** 0.5)
+            search = min(int(share * meter.budget), meter.budget - least)
+            search = 0 if search < _LEAST_SEARCH * intact else search
+        if 0 < search < intact:
+            raise BudgetError(
+                f"the search needs the intact model's gradient, {intact} evaluations, but "
+                f"search_share={self.search_share} leaves {search} of {meter.budget}. Raise the "
+                "budget or the share, or set it to 0."
+            )
+        rest = meter.budget - search
+        share = _GRADIENT_SHARE * (1 + _FEW / max(_FEW, rest // cost))
+        n_gradients = int(share * rest) // (GRADIENT_COST * cost)
+        n_gradients = max(_LEAST_GRADIENTS, min(n_gradients, _MAX_ROWS // 4))
+        n_values = (rest - GRADIENT_COST * cost * n_gradients) // cost
+        if n_values < MIN_MASKS:
+            raise BudgetError(
+                f"{meter.n_units} units need at least {MIN_MASKS} masks and {_LEAST_GRADIENTS} "
+                f"gradients at {cost} prompt(s) each, {least} evaluations beside the {search} of "
+                f"the search; the budget is {meter.budget}. Raise it, or lower search_share or "
+                "prompts_per_mask."
+            )
+        return search, n_gradients
+
+    def _sample(self, meter: Meter, n_drawn: int | None, rng: np.random.Generator) -> Samples:
+        cost = meter.n_prompts if n_drawn is None else n_drawn
+        affordable = (meter.budget - meter.n_evaluations) // cost
+        share = min(1.0, _MAX_ROWS // 2 / affordable)
+        (planned,) = plan_rounds(meter, self.keep_rate, n_drawn, [share], rng)
+        return evaluate_round(meter, planned, n_drawn, self.keep_rate, rng)
+
+    def _fit(
+        self,
+        meter: Meter,
+        found: Neighbourhood,
+        random: Gradients,
+        samples: Samples,
+        rng: np.random.Generator,
+    ) -> Interactions:
+        labels = unit_labels(meter)
+        clipped = clip_lengths(random.gradients, random.gradients)
+        verified = found.measured()
+        weights = unit_weights(clipped, verified, self.keep_rate)
+        linear = LinearMean(clipped, self.keep_rate)
+        near = np.array(found.gradients).reshape(-1, meter.n_units)
+        near_masks = np.array(found.gradient_masks, dtype=bool).reshape(near.shape)
+        quadratic = QuadraticMean(
+            linear,
+            np.concatenate([random.masks, near_masks]),
+            np.concatenate([clipped, clip_lengths(near, random.gradients)]),
+            weights,
+            verified,
+        )
+        expansion = ExpansionMean(found, self.keep_rate)
+        proposed = self._propose(quadratic, expansion, weights)
+        listed = _Listed(
+            keep_rate=self.keep_rate, prompts_per_mask=self.prompts_per_mask, candidates=proposed
+        )
+        fitted = listed._fit(samples, labels, meter.n_evaluations, rng)
+        if fitted.held_out_r2 is None:  # nothing varies
+            return fitted
+        process = fit_process(
+            samples,
+            found,
+            random,
+            [linear, quadratic, *([expansion] if found.masks else [])],
+            weights,
+            self.keep_rate,
+            self.max_order or MAX_ORDER,
+            expansion.support,
+            rng,
+        )
+        result = _better(fitted, self._interactions(process, labels, meter))
+        return replace(
+            result,
+            diagnostics={
+                **result.diagnostics,
+                "n_gradients": len(found.gradients) + len(random.gradients),
+                "contexts": ["+".join(labels[i] for i in term) for term in found.contexts],
+                "verified": _describe(found, labels),
+                "held_out_r2_process": process.r2,
+                "held_out_r2_lasso": fitted.held_out_r2,
+                "prior": process.prior,
+            },
+        )
+
+    def _propose(
+        self, quadratic: QuadraticMean, expansion: ExpansionMean, weights: np.ndarray
+    ) -> Candidates:
+        """Return all units, what was verified with its parts, and the pairs that gradients show."""
+        order = np.argsort(-weights, kind="stable")
+        units = [(int(unit),) for unit in order[:_MAX_CANDIDATES]]
+        terms = [*units, *expansion.support]
+        pairs: list[Term] = []
+        if self.max_order and self.max_order > 1:
+            pairs = list(combinations(sorted(order[:_PAIR_UNITS].tolist()), 2))
+            sizes = np.abs(quadratic.coefficients(pairs))
+            pairs = [pairs[i] for i in np.argsort(-sizes, kind="stable")[: _MAX_CANDIDATES // 2]]
+        return combine([dict.fromkeys(terms, 1.0), dict.fromkeys([*terms, *pairs], 1.0)])
+
+    def _interactions(
+        self, process: ProcessFit, labels: tuple[str, ...], meter: Meter
+    ) -> Interactions:
+        variances = np.r_[0.0, np.diag(process.covariance).clip(min=0)]
+        small = len(process.support) <= _MAX_COVARIANCE
+        covariance = np.zeros((len(variances), len(variances)) if small else (0, 0))
+        covariance[1:, 1:] = process.covariance if small else 0
+        return Interactions(
+            n_units=len(labels),
+            units=labels,
+            basis="fourier",
+            origin=None,
+            keep_rate=self.keep_rate,
+            support=((), *process.support),
+            coefficients=torch.from_numpy(np.r_[process.constant, process.coefficients]),
+            std_errors=torch.from_numpy(np.sqrt(variances)),
+            covariance=torch.from_numpy(covariance) if small else None,
+            error_source="masks",
+            n_evaluations=meter.n_evaluations,
+            held_out_r2=process.r2,
+            decoder=self.name,
+            diagnostics={"held_out_r2_std_error": process.r2_std_error},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed(SparseRegression):
+    """The regression of the other decoders, on terms that are given."""
+
+    name: ClassVar[str] = "gradient"
+
+    candidates: Candidates
+
+    def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
+        return self.candidates
+
+
+def _better(regression: Interactions, process: Interactions) -> Interactions:
+    """Return the regression if it predicts better beyond doubt, else the process."""
+    rows = {
+        key: regression.diagnostics[key] for key in _ABOUT_ROWS if key in regression.diagnostics
+    }
+    process = replace(process, diagnostics={**rows, **process.diagnostics})
+    if process.held_out_r2 is None or regression.held_out_r2 is None:
+        return regression
+    doubt = regression.diagnostics["held_out_r2_std_error"] or 0.0
+    return regression if regression.held_out_r2 > process.held_out_r2 + doubt else process
+
+
+def _describe(found: Neighbourhood, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the verified terms as plain values, the strongest first."""
+    ranked = sorted(found.verified.items(), key=lambda item: (-abs(item[1].mean()), item[0]))
+    return [
+        {
+            "units": [labels[i] for i in term],
+            "coefficient": float(values.mean()),
+            "std_error": float(values.std(ddof=1) / np.sqrt(len(values)))
+            if len(values) > 1
+            else None,
+        }
+        for term, values in ranked
+    ]
