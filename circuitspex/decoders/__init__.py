@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from circuitspex.decoders.base import Decoder
+from circuitspex.decoders.coarse_to_fine import CoarseToFineDecoder
 from circuitspex.decoders.exact import ExactDecoder
 from circuitspex.decoders.hybrid import HybridDecoder
 from circuitspex.decoders.lasso import LassoDecoder
@@ -15,6 +16,7 @@ from circuitspex.errors import DecoderError
 
 __all__ = [
     "DECODERS",
+    "CoarseToFineDecoder",
     "Decoder",
     "ExactDecoder",
     "HybridDecoder",
@@ -34,6 +36,7 @@ DECODERS: dict[str, type[Decoder]] = {
         SpexDecoder,
         ProxySpexDecoder,
         HybridDecoder,
+        CoarseToFineDecoder,
     )
 }
 """Every decoder by its name."""
