@@ -258,7 +258,7 @@ def describe_place(verification: Verification) -> str:
         verification: What was measured.
 
     Returns:
-        Such as "around the intact model, on the 16 prompts of the discovery".
+        Such as "around the intact model, on 16 prompts of the discovery".
     """
     prompts = verification.n_prompts
     place = {

@@ -21,6 +21,19 @@ def characters(masks: np.ndarray, support: Sequence[Term], keep_rate: float) -> 
     return np.stack(columns, axis=1)
 
 
+def slopes(
+    masks: np.ndarray, support: Sequence[Term], coefficients: np.ndarray, keep_rate: float
+) -> np.ndarray:
+    """Return the derivative of a sum of characters by every unit's gate, term by term."""
+    sd = np.sqrt(keep_rate * (1 - keep_rate))
+    gradient = np.zeros(masks.shape)
+    for term, coefficient in zip(support, coefficients, strict=True):
+        for unit in term:
+            others = tuple(other for other in term if other != unit)
+            gradient[:, unit] += coefficient / sd * characters(masks, [others], keep_rate)[:, 0]
+    return gradient
+
+
 @dataclass
 class SparseGame:
     """A sum of a few Fourier characters of the keep rate."""
@@ -37,6 +50,11 @@ class SparseGame:
     def __call__(self, masks: Tensor) -> Tensor:
         """Return the values as a tensor."""
         return torch.from_numpy(self.truth(masks))
+
+    def value_and_gradient(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values and their derivatives by every gate."""
+        gradient = slopes(masks.numpy(), self.support, self.coefficients, self.keep_rate)
+        return self(masks), torch.from_numpy(gradient)
 
 
 @dataclass
@@ -136,6 +154,23 @@ class PromptsGame:
         self.n_evaluations += prompts.size
         values = np.take_along_axis(self._values(masks), prompts, axis=1)
         return torch.from_numpy(values), torch.from_numpy(prompts)
+
+    def value_and_gradient(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean over all prompts and its derivatives; each row counts three times."""
+        average = self.coefficients.mean(axis=0)
+        gradient = slopes(masks.numpy(), self.support, average, self.keep_rate)
+        self.n_evaluations += 2 * len(masks) * self.n_prompts
+        return self(masks), torch.from_numpy(gradient)
+
+    def sample_gradients(
+        self, masks: Tensor, prompts_per_mask: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate each mask with its gradient on a few prompts."""
+        values, prompts = self.sample(masks, prompts_per_mask, rng)
+        self.n_evaluations += 2 * prompts.numel()
+        each = [slopes(masks.numpy(), self.support, c, self.keep_rate) for c in self.coefficients]
+        rows = torch.arange(len(masks))[:, None]
+        return values, torch.from_numpy(np.stack(each, axis=1))[rows, prompts], prompts
 
 
 def random_terms(n_units: int, n_terms: int, order: int, rng: np.random.Generator) -> list[Term]:

@@ -17,7 +17,7 @@ ALL = sorted(decoders.DECODERS)
 SAMPLED = [name for name in ALL if name != "exact"]
 REGRESSIONS = [n for n in ALL if issubclass(decoders.DECODERS[n], SparseRegression)]
 N_UNITS = 9
-BUDGET = {"exact": 512, "moebius": 400} | dict.fromkeys(
+BUDGET = {"exact": 512, "moebius": 400, "coarse_to_fine": 400, "gradient": 400} | dict.fromkeys(
     ("lasso", "spex", "proxyspex", "hybrid"), 300
 )
 RATES = {"spex": [0.5]}
@@ -70,6 +70,13 @@ class Counting:
         if self.broken:
             values[(~masks[:, list(self.broken)]).all(dim=1)] = torch.nan
         return values
+
+    def value_and_gradient(self, masks):
+        self.n_evaluations += 2 * len(masks)
+        order = np.arange(self.n_units) if self.order is None else self.order
+        gradient = torch.zeros(len(masks), self.n_units, dtype=torch.float64)
+        gradient[:, order] = self.game.value_and_gradient(masks[:, order])[1] * self.scale
+        return self(masks), gradient
 
 
 def as_dict(interactions, tolerance=1e-9):
@@ -174,7 +181,7 @@ def test_small_budgets_say_what_is_needed():
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_smallest_budget_gives_a_result(name):
-    budget = 512 if name == "exact" else 16
+    budget = {"exact": 512, "gradient": 40}.get(name, 16)
     found = decoders.get(name).decode(sparse_game(), budget=budget, seed=0)
     assert torch.isfinite(found.coefficients).all()
 
@@ -229,6 +236,16 @@ class SingleUnitPrompts:
         prompts = torch.from_numpy(np.argsort(scores, axis=1)[:, :prompts_per_mask])
         return self.per_prompt(masks).gather(1, prompts), prompts
 
+    def value_and_gradient(self, masks):
+        gradient = torch.zeros(masks.shape, dtype=torch.float64)
+        gradient[:, 0] = 4.0
+        return self(masks), gradient
+
+    def sample_gradients(self, masks, prompts_per_mask, rng):
+        values, prompts = self.sample(masks, prompts_per_mask, rng)
+        gradient = self.value_and_gradient(masks)[1]
+        return values, gradient[:, None].expand(-1, prompts_per_mask, -1), prompts
+
 
 @pytest.mark.parametrize("name", ALL)
 def test_values_that_are_not_finite_are_named_by_their_masks(name):
@@ -253,7 +270,11 @@ def test_set_functions_may_return_numpy_or_single_precision(name):
     def single(masks):
         return game.truth(masks).astype(np.float32)
 
+    def single_gradient(masks):
+        return single(masks), game.value_and_gradient(masks)[1].float()
+
     single.n_units = N_UNITS  # pyright: ignore[reportFunctionMemberAccess]
+    single.value_and_gradient = single_gradient  # pyright: ignore[reportFunctionMemberAccess]
     decoder: Any = decoders.get(name)
     found = as_dict(decoder.decode(single, budget=BUDGET[name], seed=0), 1e-4)
     assert found == pytest.approx(

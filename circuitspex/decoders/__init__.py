@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from circuitspex.decoders.base import Decoder
+from circuitspex.decoders.coarse_to_fine import CoarseToFineDecoder
 from circuitspex.decoders.exact import ExactDecoder
 from circuitspex.decoders.gradient import GradientDecoder
 from circuitspex.decoders.hybrid import HybridDecoder
@@ -16,6 +17,7 @@ from circuitspex.errors import DecoderError
 
 __all__ = [
     "DECODERS",
+    "CoarseToFineDecoder",
     "Decoder",
     "ExactDecoder",
     "GradientDecoder",
@@ -37,6 +39,7 @@ DECODERS: dict[str, type[Decoder]] = {
         ProxySpexDecoder,
         HybridDecoder,
         GradientDecoder,
+        CoarseToFineDecoder,
     )
 }
 """Every decoder by its name."""
