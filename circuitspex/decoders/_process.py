@@ -157,8 +157,16 @@ class Process:
     @cached_property
     def common(self) -> Float[np.ndarray, "rows rows"]:
         """Covariance of f between rows."""
-        (a, b, c), (first, second, third) = self.prior.amplitudes, self._symmetric
+        return self._weigh(self._symmetric)
+
+    def _weigh(self, symmetric: list[np.ndarray]) -> Float[np.ndarray, "some rows"]:
+        (a, b, c), (first, second, third) = self.prior.amplitudes, symmetric
         return self.scale * (a * first + b * second + c * third)
+
+    def variation(self, masks: Bool[np.ndarray, "some units"]) -> Float[np.ndarray, " some"]:
+        """Return the mean of f, the average game beyond its prior mean, under other masks."""
+        z = characters_of_units(masks, self.keep_rate)
+        return self._weigh(symmetric_polynomials(z, self.z, self.weights)) @ self.dual
 
     @cached_property
     def inverse(self) -> Float[np.ndarray, "rows rows"]:

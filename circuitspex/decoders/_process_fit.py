@@ -14,12 +14,14 @@ from circuitspex.decoders._neighbourhood import Neighbourhood, Term
 from circuitspex.decoders._process import Prior, Process, Rows, choose_prior
 from circuitspex.decoders._regression import characters
 from circuitspex.decoders._samples import Samples
+from circuitspex.designs import bernoulli_masks
 
 _PAIR_UNITS = 1024  # units whose pairs are listed, by weight
 _TRIPLE_UNITS = 64
 _LEFT_OUT = 0.003  # share of the variance that terms which are not listed may carry
 _MAX_TERMS = 4096
 _N_FOLDS = 10
+_FRESH = 512  # masks on which the listed terms are compared with the process
 
 
 @dataclass(frozen=True)
@@ -81,20 +83,23 @@ def fit_process(
     prior, tried = choose_prior(rows, weights, keep_rate, rng)
     spectrum = _Spectrum(Process(rows, weights, keep_rate, prior), means[prior.mean])
     support, coefficients = spectrum.strongest(max_order, more)
-    residuals, departures = _residuals(spectrum, tried, samples, support, coefficients)
+    residuals, departures = _residuals(spectrum.process, tried, samples)
     process = spectrum.process
+    r2 = held_out_r2(samples, residuals, departures)
+    left_out = spectrum.left_out(support, coefficients, rng)
     return ProcessFit(
         support,
         float(process.level(process.dual).mean()),
         coefficients,
         spectrum.covariance(support),
-        held_out_r2(samples, residuals, departures),
+        None if r2 is None else r2 - max(0.0, r2) * left_out,
         r2_std_error(samples, residuals, departures),
         {
             "mean": means[prior.mean].name,
             "amplitudes": list(prior.amplitudes),
             "noise": prior.noise,
             "slopes": prior.slopes,
+            "variance_not_listed": left_out,
         },
         len(rows.values),
     )
@@ -182,6 +187,20 @@ class _Spectrum:
         chosen = chosen[energy[chosen] > 0]
         return tuple(terms[i] for i in chosen), sizes[chosen]
 
+    def left_out(
+        self,
+        support: Sequence[Term],
+        coefficients: Float[np.ndarray, " terms"],
+        rng: np.random.Generator,
+    ) -> float:
+        """Return the share of the mean's variance over fresh masks that the terms do not hold."""
+        rate, n_units = self.process.keep_rate, len(self.process.weights)
+        masks = bernoulli_masks(_FRESH, n_units, rate, rng).numpy()
+        whole = self.process.variation(masks) + self.mean.predict(masks)
+        listed = characters(masks, support, rate) @ coefficients
+        total = float(whole.var())
+        return min(1.0, float((whole - listed).var()) / total) if total > 0 else 0.0
+
     def covariance(self, support: Sequence[Term]) -> Float[np.ndarray, "terms terms"]:
         """Return the posterior covariance of coefficients."""
         with_rows = self._covariances(support)
@@ -189,18 +208,14 @@ class _Spectrum:
 
 
 def _residuals(
-    spectrum: _Spectrum,
+    process: Process,
     tried: Sequence[tuple[Prior, Float[np.ndarray, " folds"]]],
     samples: Samples,
-    support: Sequence[Term],
-    coefficients: Float[np.ndarray, " terms"],
 ) -> tuple[Float[np.ndarray, "rows drawn"], Float[np.ndarray, "rows drawn"]]:
     """Return what held-out draws are above the prediction, and above their prompt's level.
 
-    A fold is predicted by the prior that is best on the others. What listing only some of the
-    terms costs is that of the fit to all rows.
+    A fold is predicted by the prior that is best on the others.
     """
-    process = spectrum.process
     n = samples.draws.size
     errors = np.array([error for _, error in tried])
     total = errors.sum(axis=0)
@@ -214,8 +229,5 @@ def _residuals(
                 mean = process.rows.means[other.prior.mean, out]
                 departures[out] = process.rows.values[out] - level
                 residuals[out] = departures[out] - mean - other.common[out] @ dual
-    whole = process.rows.means[process.prior.mean] + process.common @ process.dual
-    listed = characters(process.rows.masks[:n], support, process.keep_rate) @ coefficients
-    residuals += whole[:n] - listed
     shape = samples.draws.shape
     return residuals.reshape(shape), departures.reshape(shape)

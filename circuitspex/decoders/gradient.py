@@ -35,7 +35,8 @@ _LEAST_SEARCH = 8  # gradients of the intact model that a search must be able to
 _NEAR = 14  # ablated units up to which a mask is near the intact model
 _MAX_ROWS = 8192  # of the process, whose time grows with their cube
 _PAIR_UNITS = 1024  # units whose pairs gradients may propose, by weight
-_MAX_CANDIDATES = 1024
+_MAX_CANDIDATES = 512
+_EXACT = 0.99  # held-out R² from which a regression counts as exact
 _MAX_COVARIANCE = 1024
 _ABOUT_ROWS = (
     "n_masks",
@@ -61,11 +62,11 @@ class GradientDecoder(Decoder):
        do on average there;
     3. *values at random masks*.
 
-    Two fits compete on held-out masks. A Gaussian process whose prior is made of the gradients
+    There are two fits. A Gaussian process whose prior is made of the gradients
     (``_process.py``) fits all values, those of the first part included; its mean is returned as the
     coefficients that make up all but 0.3 % of its variance. The relaxed LASSO that the other
     decoders share fits the third part, on the terms that gradients and verification propose; it is
-    exact where these are all there are.
+    returned where held-out masks show it to be exact, as it is where these terms are all there are.
 
     **Cost:** the whole budget; a gradient counts three evaluations.
 
@@ -286,15 +287,16 @@ class _Listed(SparseRegression):
 
 
 def _better(regression: Interactions, process: Interactions) -> Interactions:
-    """Return the regression if it predicts better beyond doubt, else the process."""
-    rows = {
-        key: regression.diagnostics[key] for key in _ABOUT_ROWS if key in regression.diagnostics
-    }
-    process = replace(process, diagnostics={**rows, **process.diagnostics})
+    """Return the regression where it is nearly exact and predicts better, else the process.
+
+    Elsewhere the two are not told apart: which of them is luckier on few masks says little.
+    """
+    about = {k: regression.diagnostics[k] for k in _ABOUT_ROWS if k in regression.diagnostics}
+    process = replace(process, diagnostics={**about, **process.diagnostics})
     if process.held_out_r2 is None or regression.held_out_r2 is None:
         return regression
-    doubt = regression.diagnostics["held_out_r2_std_error"] or 0.0
-    return regression if regression.held_out_r2 > process.held_out_r2 + doubt else process
+    better = regression.held_out_r2 >= max(_EXACT, process.held_out_r2)
+    return regression if better else process
 
 
 def _describe(found: Neighbourhood, labels: Sequence[str]) -> list[dict[str, Any]]:
