@@ -28,7 +28,7 @@ from circuitspex.decoders._samples import Meter
 
 Term = tuple[int, ...]
 
-_CONTEXT_SHARE = 0.2  # of the search's evaluations; the rest verifies
+_CONTEXT_SHARE = 0.3  # of the search's evaluations; the rest verifies
 _AT_ONCE = 8  # contexts taken before the next are chosen
 _MAX_ROUNDS = 5  # of contexts and verification, where few candidates leave evaluations over
 _FIRST = 5  # contexts chosen by the size of their own gradient
