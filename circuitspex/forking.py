@@ -127,7 +127,8 @@ class Forest:
         Returns:
             1 where nothing is shared.
         """
-        return self.row_layers(batch_size) / max(1, self.n_layers * len(self.splits))
+        n_leaves = len(self.splits)
+        return self.row_layers(batch_size) / (self.n_layers * n_leaves) if n_leaves else 1.0
 
     def saving(self, batch_size: int, flat_size: int) -> float:
         """Estimate which share of the time of flat batches forking saves.

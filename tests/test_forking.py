@@ -142,6 +142,7 @@ def test_no_rows_make_no_trees():
     forest = plan(torch.zeros(0, 3, dtype=torch.bool), nothing, nothing, torch.tensor([0, 1, 1]), 2)
     assert list(forest.trees()) == []
     assert (forest.row_layers(4), forest.n_passes(4), forest.saving(4, 4)) == (0, 0, 0)
+    assert forest.alive(4) == 1
 
 
 def ratio(sets, layers, batch_size=10**6):
