@@ -152,7 +152,7 @@ def test_order_one_spends_everything_on_units():
     decoder = decoders.get("coarse_to_fine", keep_rate=0.95, max_order=1)
     found = decoder.decode(game, budget=400, seed=0)
     assert max(map(len, found.support)) == 1
-    assert found.diagnostics["n_units_measured"] >= 200
+    assert found.diagnostics["n_units_measured"] >= 190
 
 
 def test_set_functions_without_gradients_are_refused():
