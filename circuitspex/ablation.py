@@ -236,7 +236,7 @@ class Ablated:
 
         job = _Job(tokens, masks, prompt_of_row, mask_of_row, answer_positions, stand_ins)
         forest = self._plan(job) if self.forks else None
-        if forest is not None and forest.saving(self.batch_size(n_positions)) >= _LEAST_SAVING:
+        if forest is not None and self._saving(forest, n_positions) >= _LEAST_SAVING:
             yield from self._run_forked(job, forest)
         else:
             yield from self._run_flat(job)
@@ -244,6 +244,10 @@ class Ablated:
     def _plan(self, job: _Job) -> Forest:
         n_layers = self.model.cfg.n_layers
         return forking.plan(job.masks, job.prompt_of_row, job.mask_of_row, self._layers, n_layers)
+
+    def _saving(self, forest: Forest, n_positions: int) -> float:
+        flat = self._batcher.size(n_positions)
+        return forest.saving(self._batcher.size(n_positions, alive=forest.alive(flat)), flat)
 
     def _run_flat(self, job: _Job) -> Iterator[tuple[Tensor, Tensor]]:
         device = job.tokens.device
@@ -258,7 +262,8 @@ class Ablated:
             yield torch.arange(rows.start, rows.stop), logits
 
     def _run_forked(self, job: _Job, forest: Forest) -> Iterator[tuple[Tensor, Tensor]]:
-        device = job.tokens.device
+        device, n_positions = job.tokens.device, job.tokens.shape[1]
+        alive = forest.alive(self._batcher.size(n_positions))
 
         def run(leaves: slice) -> Tensor:
             # Attention masks and the like have as many rows as go in: those of one row are
@@ -270,7 +275,7 @@ class Ablated:
             return self._forward(tokens, kept, job.stand_ins(prompt), job.ends(prompt), fork)
 
         for tree in forest.trees():
-            for leaves, logits in self._batcher(tree, job.tokens.shape[1], run):
+            for leaves, logits in self._batcher(tree, n_positions, run, alive=alive):
                 rows, leaf = forest.rows_of(leaves)
                 # Rows that are the same run once, yet no batch grows beyond its size.
                 for part in zip(rows.split(len(logits)), leaf.split(len(logits)), strict=True):

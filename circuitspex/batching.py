@@ -34,20 +34,28 @@ class Batcher:
         """
         return Batcher(self._model, self._fixed, gradients=True)
 
-    def size(self, n_positions: int) -> int:
+    def size(self, n_positions: int, *, alive: float = 1.0) -> int:
         """Choose how many rows of that length to run at once.
 
         Args:
             n_positions: Tokens per row.
+            alive: Mean share of the rows that is there in a layer: below 1 where rows become more.
 
         Returns:
             At least 1.
         """
-        size = self._fixed or rows_that_fit(self._model, n_positions, gradients=self._gradients)
+        size = self._fixed or rows_that_fit(
+            self._model, n_positions, gradients=self._gradients, alive=alive
+        )
         return size if self._limit is None else min(size, self._limit)
 
     def __call__(
-        self, rows: int | slice, n_positions: int, run: Callable[[slice], Result]
+        self,
+        rows: int | slice,
+        n_positions: int,
+        run: Callable[[slice], Result],
+        *,
+        alive: float = 1.0,
     ) -> Iterator[tuple[slice, Result]]:
         """Run all rows, batch by batch.
 
@@ -55,6 +63,7 @@ class Batcher:
             rows: How many rows there are, or which of them to run.
             n_positions: Tokens per row.
             run: Runs the rows of a slice.
+            alive: Mean share of the rows that is there in a layer.
 
         Yields:
             Each finished slice with its result; a batch that does not fit is halved, and what was
@@ -67,7 +76,7 @@ class Batcher:
         """
         start, stop = (0, rows) if isinstance(rows, int) else (rows.start, rows.stop)
         while start < stop:
-            size = self.size(n_positions)
+            size = self.size(n_positions, alive=alive)
             batch = slice(start, min(start + size, stop))
             try:
                 result = run(batch)
@@ -89,7 +98,9 @@ class Batcher:
                 torch.cuda.empty_cache()
 
 
-def rows_that_fit(model: Any, n_positions: int, *, gradients: bool = False) -> int:
+def rows_that_fit(
+    model: Any, n_positions: int, *, gradients: bool = False, alive: float = 1.0
+) -> int:
     """Estimate how many rows the free memory holds.
 
     Counts the activations that are alive at once, inside one layer or, for a backward pass, in all
@@ -99,6 +110,8 @@ def rows_that_fit(model: Any, n_positions: int, *, gradients: bool = False) -> i
         model: A TransformerBridge.
         n_positions: Tokens per row.
         gradients: Whether the rows run backward too.
+        alive: Mean share of the rows that is there in a layer. All of them have to fit into memory,
+            since in the last layer they are there; not all into what a processor works on quickly.
 
     Returns:
         At least 1, at most 4,096.
@@ -115,7 +128,7 @@ def rows_that_fit(model: Any, n_positions: int, *, gradients: bool = False) -> i
         free = _SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]
     else:
         free = _SHARE_OF_FREE * psutil.virtual_memory().available
-        most = min(most, _CPU_WORKING_SET // (logits + per_layer))
+        most = min(most, _CPU_WORKING_SET / (logits + per_layer) / alive)
     return int(max(1, min(most, free // at_once)))
 
 

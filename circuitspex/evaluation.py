@@ -1,7 +1,7 @@
 """A model, a task and units as a set function: keep-masks in, values out.
 
-Every value is asked of the store first and given to it as soon as its batch is done, so whatever
-interrupts a run, nothing finished is evaluated again.
+Every value, and every gradient at a mask, is asked of the store first and given to it as soon as
+its batch is done, so whatever interrupts a run, nothing finished is evaluated again.
 """
 
 import hashlib
@@ -19,17 +19,18 @@ from circuitspex._checks import check_gates, check_masks
 from circuitspex._types import GRADIENT_COST
 from circuitspex.ablation import Ablated, answer_logits
 from circuitspex.errors import BudgetError, NonFiniteError, TaskError
-from circuitspex.metrics import Metric, Targets, identify
+from circuitspex.metrics import Metric, Targets, identify, logit_difference
 from circuitspex.models import describe_model
 from circuitspex.store import Store
 from circuitspex.tasks import Task
 from circuitspex.units import UnitSet
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called after every batch with how many rows were evaluated and how many came from the store."""
+"""Called after every batch with how many evaluations were made and how many came from the store."""
 
 _LOOK_UP_BYTES = 2**26
-"""Masks are repeated for every prompt when the store is asked; at most so many bytes at once."""
+"""Masks are repeated for every prompt when the store is asked, and gradients of every prompt come
+back; at most so many bytes at once."""
 
 
 class Evaluation:
@@ -53,9 +54,9 @@ class Evaluation:
         self.n_units = len(ablated.units)
         self.n_prompts = len(task)
         self.n_evaluated = 0
-        """Rows run through the model so far."""
+        """Evaluations by the model so far: rows, and three for a row with its gradient."""
         self.n_replayed = 0
-        """Rows answered by the store so far."""
+        """Evaluations answered by the store so far, counted alike."""
         self._progress = progress or (lambda evaluated, replayed: None)
         lengths = torch.tensor([len(tokens) for tokens in task.tokens])
         self._prompts_by_length = {
@@ -138,8 +139,8 @@ class Evaluation:
         gates = check_gates(masks, self.n_units)
         every = torch.arange(self.n_prompts)
         prompts = repeat(every, "prompts -> masks prompts", masks=len(gates))
-        values, gradients = self._differentiate(gates, prompts)
-        return values.mean(dim=1), gradients.mean(dim=1)
+        values, gradients = self._differentiate(gates, prompts, average=True)
+        return values.mean(dim=1), gradients.squeeze(1)
 
     def sample_gradients(
         self,
@@ -205,26 +206,57 @@ class Evaluation:
         self,
         gates: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
         prompts: Int[Tensor, "masks drawn"],
-    ) -> tuple[Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn units"]]:
+        *,
+        average: bool = False,
+    ) -> tuple[Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn_or_1 units"]]:
         gates, drawn = gates.cpu(), prompts.shape[1]
+        step = max(1, _LOOK_UP_BYTES // max(1, 4 * drawn * self.n_units))
+        values = torch.full(prompts.shape, torch.nan, dtype=torch.float64)
+        shape = (len(gates), 1 if average else drawn, self.n_units)
+        gradients = torch.full(shape, torch.nan, dtype=torch.float32)
+        for start in range(0, len(gates), step):
+            part = slice(start, start + step)
+            values[part], each = self._differentiate_part(gates[part], prompts[part])
+            gradients[part] = each.mean(dim=1, keepdim=True) if average else each
+        self._refuse_non_finite(gates > 0, prompts, values, "values or gradients")
+        return values, gradients
+
+    def _differentiate_part(self, gates: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = prompts.shape[1]
         mask_of_row = repeat(torch.arange(len(gates)), "masks -> (masks drawn)", drawn=drawn)
         prompt_of_row = rearrange(prompts, "masks drawn -> (masks drawn)")
-        values = torch.full((len(mask_of_row),), torch.nan, dtype=torch.float64)
-        shape = (len(mask_of_row), self.n_units)
-        gradients = torch.full(shape, torch.nan, dtype=torch.float32)
+        values, gradients, found = self._recall(gates[mask_of_row], prompt_of_row)
         for members in self._prompts_by_length.values():
-            rows = torch.isin(prompt_of_row, members).nonzero().squeeze(1)
+            rows = (~found & torch.isin(prompt_of_row, members)).nonzero().squeeze(1)
             stream = self._stream_gradients(gates, mask_of_row[rows], prompt_of_row[rows], members)
             for part, (value, gradient) in stream:
-                values[rows[part]], gradients[rows[part]] = value, gradient
-                self.n_evaluated += GRADIENT_COST * len(value)
-                self._progress(GRADIENT_COST * len(value), 0)
-        values = rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn)
-        gradients = rearrange(gradients, "(masks drawn) units -> masks drawn units", drawn=drawn)
-        finite = gradients.isfinite().all(dim=2)
-        finite_values = values.where(finite, torch.nan)
-        self._refuse_non_finite(gates > 0, prompts, finite_values, "values or gradients")
-        return values, gradients
+                done, finite = rows[part], value.isfinite() & gradient.isfinite().all(dim=1)
+                values[done], gradients[done] = value.where(finite, torch.nan), gradient
+                if gates.dtype == torch.bool:
+                    self.store.append_gradients(
+                        gates[mask_of_row[done][finite]],
+                        prompt_of_row[done][finite],
+                        value[finite],
+                        gradient[finite],
+                    )
+                self.n_evaluated += GRADIENT_COST * len(done)
+                self._progress(GRADIENT_COST * len(done), 0)
+        return (
+            rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn),
+            rearrange(gradients, "(masks drawn) units -> masks drawn units", drawn=drawn),
+        )
+
+    def _recall(self, gates: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if gates.dtype != torch.bool:  # fractions are too many to be asked for again
+            values = torch.full((len(gates),), torch.nan, dtype=torch.float64)
+            gradients = torch.full(gates.shape, torch.nan, dtype=torch.float32)
+            return values, gradients, torch.zeros(len(gates), dtype=torch.bool)
+        values, gradients, found = self.store.look_up_gradients(gates, prompts)
+        n_found = int(found.sum())
+        if n_found:
+            self.n_replayed += GRADIENT_COST * n_found
+            self._progress(0, GRADIENT_COST * n_found)
+        return values, gradients, found
 
     def _stream_gradients(
         self, gates: Tensor, mask_of_row: Tensor, prompt_of_row: Tensor, members: Tensor
@@ -248,10 +280,13 @@ class Evaluation:
         tokens = torch.stack([self.task.tokens[i] for i in members])
         rank = torch.searchsorted(members, prompt_of_row)
         values = torch.full((len(mask_of_row),), torch.nan, dtype=torch.float64)
-        stream = self.ablated.stream(tokens, masks, rank, mask_of_row, prompt_ids=members)
+        read = self._tokens_read(members)
+        stream = self.ablated.stream(
+            tokens, masks, rank, mask_of_row, prompt_ids=members, columns=read
+        )
         for rows, logits in stream:
             prompts = prompt_of_row[rows]
-            values[rows] = self._metric_of(logits, prompts).detach().double().cpu()
+            values[rows] = self._metric_of(logits, prompts, read).detach().double().cpu()
             finite = values[rows].isfinite()
             self.store.append(
                 masks[mask_of_row[rows]][finite], prompts[finite], values[rows][finite]
@@ -260,13 +295,25 @@ class Evaluation:
             self._progress(len(prompts), 0)
         return values
 
-    def _metric_of(self, logits: Tensor, prompts: Tensor) -> Tensor:
+    def _tokens_read(self, prompts: Tensor) -> Tensor | None:
+        # The logits of some prompts' answers are all that a logit difference reads.
+        if self.metric is not logit_difference:
+            return None
         wrong, is_wrong = self.task.wrong_table
+        answers = torch.tensor(self.task.answers)[prompts]
+        return torch.cat([answers, wrong[prompts][is_wrong[prompts]]]).unique()
+
+    def _metric_of(self, logits: Tensor, prompts: Tensor, read: Tensor | None = None) -> Tensor:
+        answers = torch.tensor(self.task.answers)[prompts]
+        wrong, is_wrong = (table[prompts] for table in self.task.wrong_table)
+        if read is not None:
+            answers = torch.searchsorted(read, answers)
+            wrong = torch.searchsorted(read, wrong).where(is_wrong, 0)
         device = logits.device
         targets = Targets(
-            answers=torch.tensor(self.task.answers)[prompts].to(device),
-            wrong_answers=wrong[prompts].to(device),
-            is_wrong=is_wrong[prompts].to(device),
+            answers=answers.to(device),
+            wrong_answers=wrong.to(device),
+            is_wrong=is_wrong.to(device),
             read_intact=lambda: self._intact_logits[prompts].to(device),
         )
         values = self.metric(logits, targets)

@@ -118,19 +118,32 @@ class Forest:
         """
         return int(self._first(batch_size).sum())
 
-    def saving(self, batch_size: int) -> float:
-        """Estimate which share of a flat batch's time forking saves.
+    def alive(self, batch_size: int) -> float:
+        """Say which share of its leaves a pass runs in a layer, in the mean.
 
         Args:
-            batch_size: Leaves, or rows of a flat batch, per pass.
+            batch_size: Leaves per pass.
+
+        Returns:
+            1 where nothing is shared.
+        """
+        n_leaves = len(self.splits)
+        return self.row_layers(batch_size) / (self.n_layers * n_leaves) if n_leaves else 1.0
+
+    def saving(self, batch_size: int, flat_size: int) -> float:
+        """Estimate which share of the time of flat batches forking saves.
+
+        Args:
+            batch_size: Leaves per pass.
+            flat_size: Rows of a flat batch.
 
         Returns:
             1 minus the ratio of costs, negative where forking is slower.
         """
         if len(self.rows) == 0:
             return 0.0
-        per_pass = self.n_layers * batch_size / _PASS_SHARE
-        flat_passes = -(-len(self.rows) // batch_size)
+        per_pass = self.n_layers * flat_size / _PASS_SHARE
+        flat_passes = -(-len(self.rows) // flat_size)
         flat = self.n_layers * len(self.rows) + per_pass * flat_passes
         forked = self.row_layers(batch_size) + per_pass * self.n_passes(batch_size)
         return 1 - forked / flat

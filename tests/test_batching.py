@@ -133,8 +133,18 @@ def test_the_estimate_is_at_least_one_and_bounded():
     assert rows_that_fit(make_config(d_model=1, d_mlp=1, n_heads=1, d_vocab=1), 1) == 4096
 
 
+def test_more_rows_fit_where_few_are_there_in_most_layers(monkeypatch):
+    usual = rows_that_fit(make_config(), 64)
+    assert rows_that_fit(make_config(), 64, alive=0.25) == pytest.approx(4 * usual, abs=4)
+    # In the last layer all of them are there, and have to fit.
+    free = SimpleNamespace(available=10 * 2**20)
+    monkeypatch.setattr("circuitspex.batching.psutil.virtual_memory", lambda: free)
+    assert rows_that_fit(make_config(), 64, alive=0.25) == rows_that_fit(make_config(), 64)
+
+
 def test_a_batch_size_of_ones_own_wins():
     assert Batcher(make_config(), batch_size=3).size(64) == 3
+    assert Batcher(make_config(), batch_size=3).size(64, alive=0.1) == 3
 
 
 # ---- with a model ----

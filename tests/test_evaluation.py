@@ -449,3 +449,221 @@ def test_the_trained_toy_is_a_set_function_too(toy):
         values = make_evaluation(ablated, task).per_prompt(masks)
     truth = evaluate_slowly(slow_table(toy, task.tokens, masks, heads(toy)), task)
     assert_close(values, truth, **CLOSE)
+
+
+# ---- gradients in the store ----
+
+
+def refuse(embedded, hook):
+    raise AssertionError("the model ran")
+
+
+def all_gradients(evaluation, masks):
+    return evaluation.sample_gradients(masks, evaluation.n_prompts, np.random.default_rng(0))[:2]
+
+
+def test_gradients_of_a_second_run_come_from_the_store(gpt2, task, units):
+    masks, store = random_masks(6, 10), MemoryStore(10, 5)
+    with ablate(gpt2, units) as ablated:
+        first = make_evaluation(ablated, task, store=store)
+        mean_values, mean_gradients = first.value_and_gradient(masks)
+        assert (first.n_evaluated, first.n_replayed, len(store)) == (90, 0, 30)
+        second = make_evaluation(ablated, task, store=store)
+        with gpt2.hooks(fwd_hooks=embedding_hook(refuse)):
+            again, gradients_again = second.value_and_gradient(masks)
+            assert (second.n_evaluated, second.n_replayed) == (0, 90)
+            values, gradients = all_gradients(second, masks)
+            table = second.per_prompt(masks)
+        assert (second.n_evaluated, second.n_replayed) == (0, 90 + 90 + 30)
+    assert_close(again, mean_values, rtol=0, atol=0)
+    assert_close(gradients_again, mean_gradients, rtol=0, atol=0)
+    assert_close(gradients.mean(dim=1), mean_gradients, rtol=0, atol=0)
+    assert_close(table, values, rtol=0, atol=0)
+    assert gradients.std() > 1e-3
+
+
+def test_a_value_in_the_store_is_no_gradient_and_both_come_again(gpt2, task, units):
+    masks, store = random_masks(4, 10), MemoryStore(10, 5)
+    with ablate(gpt2, units) as ablated:
+        first = make_evaluation(ablated, task, store=store)
+        table = first.per_prompt(masks[:2])
+        values, gradients = all_gradients(first, masks)
+        assert (first.n_evaluated, first.n_replayed) == (10 + 3 * 20, 0)
+        second = make_evaluation(ablated, task, store=store)
+        with gpt2.hooks(fwd_hooks=embedding_hook(refuse)):
+            assert_close(second.per_prompt(masks[:2]), table, rtol=0, atol=0)
+            assert_close(second.per_prompt(masks[2:]), values[2:], rtol=0, atol=0)
+            for got, expected in zip(
+                all_gradients(second, masks), (values, gradients), strict=True
+            ):
+                assert_close(got, expected, rtol=0, atol=0)
+    assert_close(table, values[:2], **CLOSE)
+
+
+def test_only_gradients_that_the_store_lacks_are_evaluated(gpt2, task, units):
+    masks, store, rows, calls = random_masks(6, 10), MemoryStore(10, 5), [], []
+    with ablate(gpt2, units, batch_size=4) as ablated:
+        evaluation = make_evaluation(
+            ablated, task, store=store, progress=lambda *counts: calls.append(counts)
+        )
+        evaluation.value_and_gradient(masks[:2])
+        evaluation.sample_gradients(masks[2:4], 2, np.random.default_rng(0))
+        assert evaluation.n_evaluated == 3 * 14
+        with gpt2.hooks(fwd_hooks=embedding_hook(lambda t, hook: rows.append(len(t)))):
+            values, gradients = all_gradients(evaluation, masks)
+        assert (evaluation.n_evaluated, evaluation.n_replayed) == (3 * 30, 3 * 14)
+        assert sum(rows) == 30 - 14
+        truth = all_gradients(make_evaluation(ablated, task), masks)
+    assert_close(values, truth[0], **CLOSE)
+    assert_close(gradients, truth[1], **CLOSE)
+    assert sum(evaluated for evaluated, _ in calls) == 3 * 30
+    assert sum(replayed for _, replayed in calls) == 3 * 14
+
+
+@pytest.mark.parametrize("gates", [random_masks(3, 10).float(), torch.full((3, 10), 0.5)])
+def test_fractional_gates_are_neither_stored_nor_looked_up(gpt2, task, units, gates):
+    store = MemoryStore(10, 5)
+    with ablate(gpt2, units) as ablated:
+        evaluation = make_evaluation(ablated, task, store=store)
+        evaluation.value_and_gradient(gates == 1)
+        n_known = len(store)
+        for times in (1, 2):
+            evaluation.value_and_gradient(gates)
+            assert evaluation.n_evaluated == 3 * 5 * (3 + 3 * times)
+        assert (evaluation.n_replayed, len(store)) == (0, n_known)
+
+
+def test_large_requests_of_gradients_go_in_parts(gpt2, task, units, monkeypatch):
+    masks = random_masks(7, 10)
+    with ablate(gpt2, units) as ablated:
+        whole = make_evaluation(ablated, task).value_and_gradient(masks)
+        each = all_gradients(make_evaluation(ablated, task), masks)
+        monkeypatch.setattr("circuitspex.evaluation._LOOK_UP_BYTES", 2 * 5 * 10 * 4)
+        sizes = []
+
+        class Counting(MemoryStore):
+            def look_up_gradients(self, masks, prompts):
+                sizes.append(len(masks))
+                return super().look_up_gradients(masks, prompts)
+
+        evaluation = make_evaluation(ablated, task, store=Counting(10, 5))
+        parts = evaluation.value_and_gradient(masks)
+        assert sizes == [10, 10, 10, 5]
+        assert_close(parts[0], whole[0], **CLOSE)
+        assert_close(parts[1], whole[1], **CLOSE)
+        for got, expected in zip(all_gradients(evaluation, masks), each, strict=True):
+            assert_close(got, expected, **CLOSE)
+        # Also of parts, the message counts and names masks of the whole request.
+        bad = ablate_only([[], [], [], [], [2, 9]], 10)
+
+        def poisoned(logits, targets):
+            values = logit_difference(logits, targets)
+            return values.masked_fill(
+                (values[:, None] - intact.float()).abs().amin(1) > 1e-3, torch.nan
+            )
+
+        intact = make_evaluation(ablated, task).per_prompt(all_kept(10))[0]
+        words = r"5 of 25 evaluations gave NaN.*mask 4 on prompt 0, which ablates L0H2, L1mlp"
+        with pytest.raises(NonFiniteError, match=words):
+            make_evaluation(ablated, task, poisoned).value_and_gradient(bad)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_interrupted_run_of_gradients_resumes_and_evaluates_nothing_twice(
+    gpt2, task, units, tmp_path, where
+):
+    masks, spec = random_masks(8, 10), Spec({"n_units": 10, "n_prompts": 5})
+    batches, seen = [], []
+
+    def stop(gradient=None):
+        if len(batches) == 4:
+            raise KeyboardInterrupt("stop here")
+
+    def interrupt_the_fourth(activation, hook):
+        batches.append(len(activation))
+        if where == "forward":
+            stop()
+        activation.register_hook(stop)
+
+    with ablate(gpt2, units, batch_size=3) as ablated:
+        truth = all_gradients(make_evaluation(ablated, task), masks)
+    with (
+        pytest.raises(KeyboardInterrupt, match="stop here"),
+        ablate(gpt2, units, batch_size=3) as ablated,
+        ParquetStore(tmp_path / "store", spec) as store,
+    ):
+        with gpt2.hooks(fwd_hooks=[("blocks.1.hook_attn_out", interrupt_the_fourth)]):
+            make_evaluation(ablated, task, store=store).value_and_gradient(masks)
+    kept = sum(batches[:3])
+    assert 0 < kept < 40
+
+    def count(embedded, hook):
+        seen.append(len(embedded))
+
+    mask_of_row, prompt_of_row = masks.repeat_interleave(5, dim=0), torch.arange(5).repeat(8)
+    results = []
+    for n_missing in (40 - kept, 0):
+        with (
+            ablate(gpt2, units, batch_size=3) as ablated,
+            ParquetStore(tmp_path / "store", spec) as store,
+        ):
+            kept_values, kept_gradients, found = store.look_up_gradients(mask_of_row, prompt_of_row)
+            assert int(found.sum()) == len(store) == 40 - n_missing
+            again = make_evaluation(ablated, task, store=store)
+            seen.clear()
+            with gpt2.hooks(fwd_hooks=embedding_hook(count)):
+                values, gradients = all_gradients(again, masks)
+            assert sum(seen) == n_missing
+            assert (again.n_evaluated, again.n_replayed) == (3 * n_missing, 3 * (40 - n_missing))
+            replayed = found.reshape(8, 5)
+            assert_close(values[replayed], kept_values[found], rtol=0, atol=0)
+            assert_close(gradients[replayed], kept_gradients[found], rtol=0, atol=0)
+            assert_close(values, truth[0], **CLOSE)
+            assert_close(gradients, truth[1], **CLOSE)
+            results.append((values, gradients))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_store_that_fails_loses_only_its_own_batch_of_gradients(gpt2, task, units):
+    class Full(MemoryStore):
+        n_left = 2
+
+        def append_gradients(self, masks, prompts, values, gradients):
+            if self.n_left == 0:
+                raise StoreError("the disk is full")
+            self.n_left -= 1
+            super().append_gradients(masks, prompts, values, gradients)
+
+    store = Full(10, 5)
+    with ablate(gpt2, units, batch_size=4) as ablated:
+        with pytest.raises(StoreError, match="the disk is full"):
+            make_evaluation(ablated, task, store=store).value_and_gradient(random_masks(6, 10))
+        assert len(store) == 6  # two batches: of the shortest prompt there are six rows
+        store.n_left = 100
+        rest = make_evaluation(ablated, task, store=store)
+        rest.value_and_gradient(random_masks(6, 10))
+        assert (rest.n_evaluated, rest.n_replayed) == (3 * 24, 3 * 6)
+
+
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_finite_gradients_are_kept_when_another_is_not(gpt2, task, units, what):
+    masks, store = random_masks(4, 10), MemoryStore(10, 5)
+
+    def poisoned(logits, targets):
+        hurt = targets.answers == task.answers[2]
+        if what == "gradient":
+            logits.register_hook(lambda slopes: slopes.masked_fill(hurt[:, None], torch.nan))
+            return logit_difference(logits, targets)
+        return logit_difference(logits, targets).masked_fill(hurt, torch.inf)
+
+    with ablate(gpt2, units) as ablated:
+        with pytest.raises(NonFiniteError, match=r"4 of 20 .* mask 0 on prompt 2"):
+            make_evaluation(ablated, task, poisoned, store).value_and_gradient(masks)
+        assert len(store) == 16
+        again = make_evaluation(ablated, task, store=store)
+        values, gradients = all_gradients(again, masks)
+        assert (again.n_evaluated, again.n_replayed) == (3 * 4, 3 * 16)
+        truth = all_gradients(make_evaluation(ablated, task), masks)
+    assert_close(values, truth[0], **CLOSE)
+    assert_close(gradients, truth[1], **CLOSE)

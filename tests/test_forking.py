@@ -141,7 +141,8 @@ def test_no_rows_make_no_trees():
     nothing = torch.zeros(0, dtype=torch.long)
     forest = plan(torch.zeros(0, 3, dtype=torch.bool), nothing, nothing, torch.tensor([0, 1, 1]), 2)
     assert list(forest.trees()) == []
-    assert (forest.row_layers(4), forest.n_passes(4), forest.saving(4)) == (0, 0, 0)
+    assert (forest.row_layers(4), forest.n_passes(4), forest.saving(4, 4)) == (0, 0, 0)
+    assert forest.alive(4) == 1
 
 
 def ratio(sets, layers, batch_size=10**6):
@@ -167,9 +168,9 @@ def test_what_shares_nothing_is_not_worth_sorting():
     rows = torch.arange(200)
     masks = random_masks(200, 60, keep_rate=0.5)
     forest = plan(masks, 0 * rows, rows, torch.arange(60) // 30, 2)
-    assert forest.saving(64) < 0.02
+    assert forest.saving(64, 64) < 0.02
     few = plan(masks[:8], torch.arange(8), rows[:8], torch.arange(60) // 30, 2)
-    assert few.saving(64) < 0, "eight prompts need eight passes where one does flat"
+    assert few.saving(64, 64) < 0, "eight prompts need eight passes where one does flat"
 
 
 # ---- passes ----

@@ -29,7 +29,9 @@ _FEWEST_BLOCKS = 16
 _MOST_HELD_OUT = 256
 _EXHAUSTIBLE = 20  # units; more are never transformed exactly
 _SHARES = {"screen": 0.12, "units": 0.2, "split": 0.04, "interactions": 0.46, "fit": 0.08}
-"""Of the budget, stage by stage; the rest is held out."""
+"""Of what the intact model leaves of the budget, stage by stage; the rest is held out."""
+_SHARES_OF_UNITS = {"screen": 0.28, "units": 0.55, "fit": 0.1}
+"""The same where single units are all that is wanted."""
 _CONTEXT_SHARE = 0.25  # of what a round of interactions may spend
 _ROUND_SHARE = 2 / 3  # of what is left for interactions goes to the present order
 _UNEXPLAINED = 5.0  # times the typical residual of a block, for it to be split
@@ -48,7 +50,7 @@ class CoarseToFineDecoder(Decoder):
     1. *Screen.* Gradients of the intact model, and with random blocks ablated, each unit in one
        block a round, several rounds: how does a unit's derivative change where it is itself
        ablated, and where others are?
-    2. *Units.* Those with the largest derivatives and changes, in turns, are ablated one by one.
+    2. *Units.* Those with the largest of either change, in turns, are ablated one by one.
     3. *Split.* Blocks that do more than all of this explains are halved until the units that do it
        are found: some are silent under every derivative.
     4. *Interactions.* Gradients with single units ablated rank all pairs that hold one of them,
@@ -85,7 +87,7 @@ class CoarseToFineDecoder(Decoder):
     name: ClassVar[str] = "coarse_to_fine"
 
     max_order: int | None = 3
-    """Most units in one interaction; 1 spends the share of interactions on units."""
+    """Most units in one interaction; 1 spends on units what interactions would cost."""
 
     n_blocks: int = 64
     """Blocks of a round, fewer where the budget is small."""
@@ -159,13 +161,11 @@ class _Search:
 
     def run(self, labels: tuple[str, ...]) -> Interactions:
         """Return what all stages find."""
-        shares, spent = dict(_SHARES), 0.0
-        if self.max_order == 1:
-            shares["units"] += shares.pop("interactions")
-        for stage, share in shares.items():
+        spent, first = 0.0, self.meter.n_evaluations
+        for stage, share in (_SHARES if self.max_order > 1 else _SHARES_OF_UNITS).items():
             spent += share
             before = self.meter.n_evaluations
-            getattr(self, f"_{stage}")(int(spent * self.meter.budget))
+            getattr(self, f"_{stage}")(first + int(spent * (self.meter.budget - first)))
             self.report["evaluations"][stage] = self.meter.n_evaluations - before
         return self._result(labels)
 
@@ -184,12 +184,16 @@ class _Search:
         self.report["n_units_measured"] = self.expansion.measure(terms, limit)
 
     def _notable(self) -> list[int]:
-        """Return units ranked by effect, and by how much their derivative depends on gates."""
-        scores = [np.abs(self.expansion.single())]
-        if self.screened is not None:
-            scores += [self.screened.bend(), self.screened.reach()]
-        floor = self.lattice.tolerance
-        return best_units(*(np.where(score > floor, score, 0) for score in scores))
+        """Return units ranked by how much their derivative depends on gates.
+
+        Where it depends on none, it is the effect, however large; such units come last.
+        """
+        floor, plain = self.lattice.tolerance, best_units(np.abs(self.expansion.single()))
+        if self.screened is None:
+            return plain
+        scores = (self.screened.bend(), self.screened.reach())
+        bent = best_units(*(np.where(score > floor, score, 0) for score in scores))
+        return list(dict.fromkeys([*bent, *plain]))
 
     def _split(self, limit: int) -> None:
         """Halve the blocks whose value is not explained, until the units behind it are found."""

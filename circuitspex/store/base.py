@@ -9,7 +9,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Store(Protocol):
-    """Remembers the value of a mask on a prompt. Rows are one mask on one prompt each."""
+    """Remembers values, and gradients where there are some; a row is one mask on one prompt."""
 
     n_units: int
     n_prompts: int
@@ -29,8 +29,30 @@ class Store(Protocol):
         """Remember finite values; when this returns they are as durable as the store can be."""
         ...
 
+    def look_up_gradients(
+        self, masks: Bool[Tensor, "rows units"], prompts: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows units"], Bool[Tensor, " rows"]]:
+        """Return each row's value and gradient, NaN where the latter is unknown, and whether it is.
+
+        They are those of one :meth:`append_gradients`, bit for bit.
+        """
+        ...
+
+    def append_gradients(
+        self,
+        masks: Bool[Tensor, "rows units"],
+        prompts: Int[Tensor, " rows"],
+        values: Float[Tensor, " rows"],
+        gradients: Float[Tensor, "rows units"],
+    ) -> None:
+        """Remember finite values with their gradients in float32, as durably as :meth:`append`.
+
+        The values are then known to :meth:`look_up` too, unless :meth:`append` told it another.
+        """
+        ...
+
     def table(self) -> pa.Table:
-        """Return everything: columns ``mask`` (packed), ``prompt``, ``value``, one row each."""
+        """Return all values: columns ``mask`` (packed), ``prompt``, ``value``, one row each."""
         ...
 
     def close(self) -> None:

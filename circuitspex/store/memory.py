@@ -1,19 +1,30 @@
 """Evaluations in memory: digests of masks to look up, compressed tables to give back."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
 from circuitspex import masks as keep_masks
 from circuitspex._checks import check_masks
 from circuitspex.errors import StoreError
 from circuitspex.store import _tables
+
+
+class Place(NamedTuple):
+    """Where a gradient is, and the value that came with it."""
+
+    value: float
+    source: Path | pa.Table
+    row: int
 
 
 class MemoryStore:
@@ -29,7 +40,9 @@ class MemoryStore:
         self.n_units = n_units
         self.n_prompts = n_prompts
         self._values: dict[bytes, float] = {}
+        self._places: dict[bytes, Place] = {}
         self._shards: list[bytes] = []
+        self._gradient_tables: list[pa.Table] = []
         self._closed = False
 
     def look_up(
@@ -46,6 +59,10 @@ class MemoryStore:
         """
         keys = self._keys(masks, prompts)
         found = np.fromiter(map(self._values.get, keys, repeat(math.nan)), np.float64, len(keys))
+        if self._places:
+            for row in np.flatnonzero(np.isnan(found)).tolist():
+                if keys[row] in self._places:
+                    found[row] = self._places[keys[row]].value
         values = torch.from_numpy(found)
         return values, ~values.isnan()
 
@@ -64,33 +81,83 @@ class MemoryStore:
 
         Raises:
             StoreError: If the store is closed, lengths differ, or a value is not finite.
-        """
+        """  # noqa: DOC502 - raised by the checks
         keys = self._keys(masks, prompts)
-        if self._closed:
-            raise StoreError("the store is closed; open it again to append evaluations.")
-        if values.shape != (len(keys),):
-            raise StoreError(
-                f"there must be one value per mask; got {tuple(values.shape)} for {len(keys)}."
-            )
-        numbers = values.detach().cpu().to(torch.float64).numpy()
-        wrong = np.flatnonzero(~np.isfinite(numbers))
-        if wrong.size:
-            raise StoreError(
-                f"values must be finite; row {wrong[0]} is {numbers[wrong[0]]}. "
-                "Append the other rows without it."
-            )
+        numbers = self._numbers(keys, values)
         if keys:
             self._values.update(zip(keys, numbers.tolist(), strict=True))
             self._keep(_tables.to_table(masks, prompts, numbers))
 
+    def look_up_gradients(
+        self, masks: Bool[Tensor, "rows units"], prompts: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows units"], Bool[Tensor, " rows"]]:
+        """Look up rows with their gradients.
+
+        Args:
+            masks: Keep-masks, one a row.
+            prompts: Index of each row's prompt.
+
+        Returns:
+            Values in float64 and gradients in float32, as they were appended together, NaN where
+            the gradient is unknown, and whether it is known.
+        """
+        places = [self._places.get(key) for key in self._keys(masks, prompts)]
+        values = torch.full((len(places),), torch.nan, dtype=torch.float64)
+        gradients = np.full((len(places), self.n_units), np.nan, dtype=np.float32)
+        by_source: defaultdict[int, list[tuple[int, Place]]] = defaultdict(list)
+        for row, place in enumerate(places):
+            if place is not None:
+                values[row] = place.value
+                by_source[id(place.source)].append((row, place))
+        for members in by_source.values():
+            source_rows = np.array([place.row for _, place in members])
+            rows = [row for row, _ in members]
+            gradients[rows] = self._read(members[0][1].source, source_rows)
+        return values, torch.from_numpy(gradients), ~values.isnan()
+
+    def append_gradients(
+        self,
+        masks: Bool[Tensor, "rows units"],
+        prompts: Int[Tensor, " rows"],
+        values: Float[Tensor, " rows"],
+        gradients: Float[Tensor, "rows units"],
+    ) -> None:
+        """Remember rows with their gradients; one that is known already takes the new ones.
+
+        :meth:`look_up` knows their values too, unless :meth:`append` told it another: so either
+        call gives the same again, whichever came first.
+
+        Args:
+            masks: Keep-masks, one a row.
+            prompts: Index of each row's prompt.
+            values: What the rows evaluated to; finite.
+            gradients: Derivative of each row's value by every unit's gate; finite, kept in float32.
+
+        Raises:
+            StoreError: If the store is closed, shapes differ, or a number is not finite.
+        """
+        keys = self._keys(masks, prompts)
+        numbers = self._numbers(keys, values)
+        if gradients.shape != masks.shape:
+            raise StoreError(
+                f"there must be one derivative per unit of every mask, shape {tuple(masks.shape)}; "
+                f"got {tuple(gradients.shape)}."
+            )
+        slopes = gradients.detach().cpu().to(torch.float32).numpy()
+        _refuse_non_finite("gradients", slopes)
+        if keys:
+            table = _tables.to_table(masks, prompts, numbers, slopes)
+            self._place(keys, table, table)
+            self._keep_gradients(table)
+
     def table(self) -> pa.Table:
-        """Return everything as a table.
+        """Return everything but gradients as a table.
 
         Returns:
             One row per mask and prompt: ``mask`` packed as :func:`circuitspex.masks.pack` does,
             ``prompt``, ``value``; the schema's metadata holds ``n_units``.
         """
-        return _tables.without_duplicates(self._all_tables(), self.n_units)
+        return _tables.without_duplicates(self._all_tables(), _tables.schema(self.n_units))
 
     def close(self) -> None:
         """Take no more evaluations; what is there can still be looked up."""
@@ -98,7 +165,7 @@ class MemoryStore:
 
     def __len__(self) -> int:
         """Return how many different rows are known."""
-        return len(self._values)
+        return len(self._values) + sum(key not in self._values for key in self._places)
 
     def __enter__(self) -> "MemoryStore":
         """Return the store itself; the end of the block closes it."""
@@ -111,8 +178,35 @@ class MemoryStore:
     def _keep(self, table: pa.Table) -> None:
         self._shards.append(_tables.encode(table))  # a tenth of the table's size
 
+    def _keep_gradients(self, table: pa.Table) -> None:
+        self._gradient_tables.append(table)
+
     def _all_tables(self) -> Iterable[pa.Table]:
-        return map(_tables.decode, self._shards)
+        # What append() was told comes last, so that it stays.
+        yield from (table.select(_tables.SHORT) for table in self._gradient_tables)
+        yield from map(_tables.decode, self._shards)
+
+    def _place(self, keys: list[bytes], table: pa.Table, source: Path | pa.Table) -> None:
+        for row, (key, value) in enumerate(zip(keys, table["value"].to_pylist(), strict=True)):
+            self._places[key] = Place(value, source, row)
+
+    def _read(
+        self, source: Any, rows: Int[np.ndarray, " rows"]
+    ) -> Float32[np.ndarray, "rows units"]:
+        return _tables.gradients_of(source.take(rows))
+
+    def _numbers(
+        self, keys: list[bytes], values: Float[Tensor, " rows"]
+    ) -> Float64[np.ndarray, " rows"]:
+        if self._closed:
+            raise StoreError("the store is closed; open it again to append evaluations.")
+        if values.shape != (len(keys),):
+            raise StoreError(
+                f"there must be one value per mask; got {tuple(values.shape)} for {len(keys)}."
+            )
+        numbers = values.detach().cpu().to(torch.float64).numpy()
+        _refuse_non_finite("values", numbers)
+        return numbers
 
     def _keys(
         self, masks: Bool[Tensor, "rows units"], prompts: Int[Tensor, " rows"]
@@ -129,3 +223,12 @@ class MemoryStore:
                 f"got {numbers.min()}..{numbers.max()}."
             )
         return _tables.join_keys(keep_masks.digest(masks), numbers)
+
+
+def _refuse_non_finite(what: str, numbers: np.ndarray) -> None:
+    wrong = np.argwhere(~np.isfinite(numbers))
+    if len(wrong):
+        raise StoreError(
+            f"{what} must be finite; row {wrong[0][0]} is {numbers[tuple(wrong[0])]}. "
+            "Append the other rows without it."
+        )

@@ -3,36 +3,34 @@
 The folder holds
 
 - ``store.json``: the format, and the evaluation part of the spec that the values belong to;
-- one Parquet file per append, a *shard*: ``<sequence number>-<digest of its bytes>.parquet``, with
-  the columns ``mask`` (packed, True = kept), ``prompt`` and ``value``.
+- one Parquet file per append, a *shard* (see :mod:`circuitspex.store._shelf`), with the columns
+  ``mask`` (packed, True = kept), ``prompt`` and ``value``;
+- shards ``….gradients.parquet`` with one more column, ``gradient``: the derivatives by all units'
+  gates, as the bytes of little-endian float32.
 
-A shard gets its name only when its bytes are durable, so whoever is killed at any moment loses at
-most the append in progress. Several processes may write to one folder: each adds shards of its
-own. In memory there are digests of masks, not masks.
+Several processes may write to one folder: each adds shards of its own. In memory there are digests
+of masks and where their gradients are, neither masks nor gradients.
 """
 
-import errno
-import hashlib
 import json
-import re
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Float, Float32, Int
+from torch import Tensor
 
-from circuitspex.errors import (
-    ResultError,
-    StoreCorruptError,
-    StoreError,
-    StoreFullError,
-    StoreMismatchError,
-)
-from circuitspex.spec import Spec, describe_differences, fsync_folder, write_atomically
+from circuitspex.errors import ResultError, StoreCorruptError, StoreFullError, StoreMismatchError
+from circuitspex.spec import Spec, describe_differences, write_atomically
 from circuitspex.store import _tables
-from circuitspex.store.memory import MemoryStore
+from circuitspex.store._shelf import Shelf, write_errors
+from circuitspex.store.memory import MemoryStore, Place
+
+_FORMAT = 1
+_LEFTOVER_SECONDS = 3600  # a temporary file younger than this may be another process at work
 
 
 class ParquetStore(MemoryStore):
@@ -54,21 +52,56 @@ class ParquetStore(MemoryStore):
                 raise ResultError(f"a store needs evaluation[{key!r}] in the spec, a whole number.")
         super().__init__(spec.evaluation["n_units"], spec.evaluation["n_prompts"])
         self.folder = Path(folder)
-        self._unwritten: list[pa.Table] = []
-        self._n_rows: dict[Path, int] = {}
-        with _write_errors(self.folder):
+        with_gradients = _tables.schema(self.n_units, gradients=True)
+        self._values_on_disk = Shelf(self.folder, _tables.schema(self.n_units), ".parquet")
+        self._gradients_on_disk = Shelf(self.folder, with_gradients, ".gradients.parquet")
+        with write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(self.folder)
-        _claim(self.folder, spec)
-        for path in _shards(self.folder):
-            self._remember(path)
+        is_new = not self._values_on_disk.paths() and not self._gradients_on_disk.paths()
+        _claim(self.folder, spec, is_new)
+        self._load()
+
+    def look_up_gradients(
+        self, masks: Bool[Tensor, "rows units"], prompts: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows units"], Bool[Tensor, " rows"]]:
+        """Look up rows with their gradients, which are read from disk.
+
+        Args:
+            masks: Keep-masks, one a row.
+            prompts: Index of each row's prompt.
+
+        Returns:
+            Values in float64 and gradients in float32, as they were appended together, NaN where
+            the gradient is unknown, and whether it is known.
+        """
+        while True:
+            try:
+                return super().look_up_gradients(masks, prompts)
+            except FileNotFoundError:
+                self._follow_other_processes()
+
+    def table(self) -> pa.Table:
+        """Return everything but gradients as a table, read from disk.
+
+        Returns:
+            One row per mask and prompt: ``mask`` packed as :func:`circuitspex.masks.pack` does,
+            ``prompt``, ``value``; the schema's metadata holds ``n_units``.
+        """
+        while True:
+            try:
+                return super().table()
+            except FileNotFoundError:
+                self._follow_other_processes()
 
     def close(self) -> None:
         """Write what a full disk refused before, and merge the many small files into few."""
         if not self._closed:
-            self._flush()
+            self._values_on_disk.write()
+            self._write_gradients()
             super().close()
-            self._merge()
+            self._values_on_disk.merge()
+            self._gradients_on_disk.merge(self._move)
 
     def __exit__(self, *exception: object) -> None:
         """Close the store.
@@ -82,75 +115,60 @@ class ParquetStore(MemoryStore):
             if exception[0] is None:
                 raise
 
-    def _remember(self, path: Path) -> None:
-        table = _read_shard(path, self.n_units)
-        self._values.update(zip(_tables.keys_of(table), table["value"].to_pylist(), strict=True))
-        self._n_rows[path] = len(table)
+    def _load(self) -> None:
+        for _, table in self._values_on_disk.load():
+            keys = _tables.keys_of(table)
+            self._values.update(zip(keys, table["value"].to_pylist(), strict=True))
+        for path, table in self._gradients_on_disk.load():
+            self._place(_tables.keys_of(table), table, path)
+
+    def _follow_other_processes(self) -> None:
+        """Forget shards that are gone, and learn those that took their rows."""
+        self._values_on_disk.forget_missing()
+        self._gradients_on_disk.forget_missing()
+        there = {*self._gradients_on_disk.paths()}
+        self._places = {
+            key: place
+            for key, place in self._places.items()
+            if isinstance(place.source, pa.Table) or place.source in there
+        }
+        self._load()
 
     def _keep(self, table: pa.Table) -> None:
-        self._unwritten.append(table)
-        self._flush()
+        self._values_on_disk.unwritten.append(table)
+        self._values_on_disk.write()
 
-    def _flush(self) -> None:
-        if self._unwritten:
-            table = pa.concat_tables(self._unwritten)
-            path = _write_shard(self.folder, table)
-            self._n_rows[path] = len(table)
-            self._unwritten = []
+    def _keep_gradients(self, table: pa.Table) -> None:
+        self._gradients_on_disk.unwritten.append(table)
+        self._write_gradients()
+
+    def _write_gradients(self) -> None:
+        written = self._gradients_on_disk.write()
+        if written is not None:
+            path, table = written
+            self._place(_tables.keys_of(table), table, path)
+
+    def _move(self, group: list[Path], merged: Path, table: pa.Table) -> None:
+        values = table["value"].to_pylist()
+        for row, (key, value) in enumerate(zip(_tables.keys_of(table), values, strict=True)):
+            place = self._places.get(key)
+            if place is None or (isinstance(place.source, Path) and place.source in group):
+                self._places[key] = Place(value, merged, row)
 
     def _all_tables(self) -> Iterable[pa.Table]:
-        yield from (_read_shard(path, self.n_units) for path in sorted(self._n_rows))
-        yield from self._unwritten
+        # What append() was told comes last, so that it stays.
+        yield from self._gradients_on_disk.tables()
+        yield from self._values_on_disk.tables()
 
-    def _merge(self) -> None:
-        """Replace small shards by few large ones; shards of other processes are left alone."""
-        for group in self._groups():
-            try:
-                tables = [_read_shard(path, self.n_units) for path in group]
-                merged = _write_shard(self.folder, _tables.without_duplicates(tables, self.n_units))
-            except StoreError:  # full, or another process merged first: everything is on disk
-                return
-            # Only now: the merged shard is durable, so no moment exists without these rows.
-            for path in set(group) - {merged}:
-                path.unlink(missing_ok=True)
-                del self._n_rows[path]
-            self._n_rows[merged] = sum(map(len, tables))
-            fsync_folder(self.folder)
-
-    def _groups(self) -> list[list[Path]]:
-        groups, group, size = [], [], 0
-        for path in sorted(self._n_rows):
-            n_bytes = self._n_rows[path] * (_tables.n_bytes(self.n_units) + 12)
-            if group and size + n_bytes > _MERGED_BYTES:
-                groups.append(group)
-                group, size = [], 0
-            group, size = [*group, path], size + n_bytes
-        return [group for group in [*groups, group] if len(group) > 1]
+    def _read(
+        self, source: Path | pa.Table, rows: Int[np.ndarray, " rows"]
+    ) -> Float32[np.ndarray, "rows units"]:
+        if isinstance(source, Path):
+            return self._gradients_on_disk.read_gradients(source, rows)
+        return super()._read(source, rows)  # a full disk refused it
 
 
-_FORMAT = 1
-_MERGED_BYTES = 64 * 2**20  # before compression; merging needs about three times this in memory
-_SHARD_NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.parquet")
-_LEFTOVER_SECONDS = 3600  # a temporary file younger than this may be another process at work
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StoreFullError(
-                f"no room left to write to {folder} ({error.strerror}). Everything evaluated "
-                "before is on disk. Free some space and run the same command again to go on."
-            ) from error
-        raise StoreError(
-            f"cannot write to {folder}: {error}. Choose a folder that can be written to."
-        ) from error
-
-
-def _claim(folder: Path, spec: Spec) -> None:
+def _claim(folder: Path, spec: Spec, is_new: bool) -> None:
     path = folder / "store.json"
     document = {
         "format": _FORMAT,
@@ -159,8 +177,8 @@ def _claim(folder: Path, spec: Spec) -> None:
         "n_prompts": spec.evaluation["n_prompts"],
         "evaluation": dict(spec.evaluation),
     }
-    if not path.exists() and not _shards(folder):
-        with _write_errors(folder):
+    if is_new and not path.exists():
+        with write_errors(folder):
             write_atomically(path, json.dumps(document, indent=2, sort_keys=True).encode())
         return
     found = _read_claim(path)
@@ -191,41 +209,7 @@ def _read_claim(path: Path) -> dict[str, Any]:
     return document
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
-
-
 def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
             path.unlink(missing_ok=True)
-
-
-def _write_shard(folder: Path, table: pa.Table) -> Path:
-    data = _tables.encode(table)
-    shards = _shards(folder)
-    number = 1 + (int(shards[-1].name[:8]) if shards else 0)
-    path = folder / f"{number:08d}-{_digest_of_file(data)}.parquet"
-    with _write_errors(folder):
-        write_atomically(path, data)
-    return path
-
-
-def _read_shard(path: Path, n_units: int) -> pa.Table:
-    try:
-        data = path.read_bytes()
-        if _digest_of_file(data) != path.name[9:25]:
-            raise ValueError("its bytes do not match the digest in its name")
-        table = _tables.decode(data)
-        if not table.schema.equals(_tables.schema(n_units)):
-            raise ValueError(f"its columns are not those of a store of {n_units} units")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreCorruptError(
-            f"{path} is cut short or damaged ({error}). Delete that file: its evaluations are "
-            "simply made again, and all others are kept."
-        ) from error
-    return table
-
-
-def _digest_of_file(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
