@@ -9,8 +9,9 @@ Phases:
    logits; a canary at every site changes them; a forked pass equals the flat one.
 3. *Run*: every row of a batch has its own mask, or its own gates between 0 and 1 where a gradient
    is wanted. Where masks share layers (:mod:`circuitspex.forking`), one row goes in, and a hook at
-   the input of a block returns more rows than it was given. Outside our own forward passes the
-   hooks do nothing, so the model stays usable inside the block, and blocks nest.
+   the input of a block returns more rows than it was given. What nobody reads is left out
+   (:mod:`circuitspex.shortcuts`). Outside our own forward passes the hooks do nothing, so the
+   model stays usable inside the block, and blocks nest.
 4. *Leave*: on every way out our hooks, and only ours, are gone and every module's training flag is
    as it was.
 """
@@ -18,7 +19,7 @@ Phases:
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -27,20 +28,15 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex import forking, probes, replacements
+from circuitspex import forking, probes, replacements, shortcuts
 from circuitspex._checks import check_gates, check_masks
 from circuitspex.batching import Batcher
-from circuitspex.errors import (
-    AblationError,
-    ForkWarning,
-    HookError,
-    MaskError,
-    ModelError,
-    TaskError,
-)
+from circuitspex.errors import ForkWarning, HookError, MaskError, ModelError, TaskError
 from circuitspex.forking import Forest, Fork
-from circuitspex.replacements import Replacement, Zero
+from circuitspex.replacements import Replacement
+from circuitspex.shortcuts import Hook, mark
 from circuitspex.sites import Site, plan_sites
+from circuitspex.stand_ins import ByHook, StandIns, ones, zeros
 from circuitspex.units import UnitSet, check_units
 
 
@@ -50,10 +46,13 @@ class _Batch:
 
     gates: Bool[Tensor, "rows columns"] | Float[Tensor, "rows columns"]
     """Keep-masks, or gates, with one more, always kept, column at the end."""
-    stand_ins: Callable[[str], Tensor]
-    """Replacement activations of a hook point: one for all rows, or one per row."""
-    fork: Fork | None = None
+    stand_ins: ByHook
+    fork: Fork | None
     """Where rows become more; None where every row runs through all layers."""
+    position: int | None
+    """The one position that is read; None where there are several, or all is computed."""
+    columns: Int[Tensor, " read"] | None
+    """The tokens whose logits are read; None for all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class _Job:
     prompt_of_row: Int[Tensor, " rows"]
     mask_of_row: Int[Tensor, " rows"]
     answer_positions: Int[Tensor, " prompts"] | None
-    stand_ins: Callable[[Int[Tensor, " rows"]], Callable[[str], Tensor]]
+    columns: Int[Tensor, " read"] | None
+    stand_ins: Callable[[Int[Tensor, " rows"]], ByHook]
     """From the prompt of every row of a batch to what its hooks need."""
 
     def ends(self, prompts: Int[Tensor, " rows"]) -> Int[Tensor, " rows"] | None:
@@ -112,8 +112,9 @@ class Ablated:
         self._captured: dict[str, Tensor] | None = None
         self._fired: set[str] = set()
         self._inside = False
-        self._by_length: dict[int, dict[str, Tensor]] = {}
-        self._ranks: Tensor = torch.zeros(0, dtype=torch.long)
+        self._stand_ins = StandIns(replacement)
+        self._takes_shortcuts = False
+        self._late_points = shortcuts.late_points(model)
 
     def __enter__(self) -> "Ablated":
         """Add the hooks, compute stand-ins, probe.
@@ -132,11 +133,10 @@ class Ablated:
             self.model.eval()
             self._add_hooks()
             self._inside = True
-            if self._probe:
-                self._run_probes()
-            if self._wants_forks:
-                self._probe_forks()
-            self._compute_stand_ins()
+            self._run_probes()
+            self._stand_ins.compute(self._capture)
+            # Only now: stand-ins are needed at every position.
+            self._probe_shortcuts()
         except BaseException:
             self._leave()
             raise
@@ -162,8 +162,8 @@ class Ablated:
 
     def _leave(self) -> None:
         self._inside = False
-        self.forks = self._wants_forks
-        self._by_length = {}
+        self.forks, self._takes_shortcuts = self._wants_forks, False
+        self._stand_ins.clear()
         self._exits.close()
 
     def __call__(
@@ -204,6 +204,7 @@ class Ablated:
         mask_of_row: Int[Tensor, " rows"],
         answer_positions: Int[Tensor, " prompts"] | None = None,
         prompt_ids: Int[Tensor, " prompts"] | None = None,
+        columns: Int[Tensor, " read"] | None = None,
     ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch vocab"]]]:
         """Run chosen pairs of mask and prompt, yielding each batch's logits as it is done.
 
@@ -217,6 +218,7 @@ class Ablated:
             answer_positions: Position whose logits are wanted, per prompt; the last one when None.
             prompt_ids: Index of every prompt among the counterfactuals of a resample ablation;
                 0, 1, … when None.
+            columns: Token ids whose logits are wanted, if only a few are; all when None.
 
         Yields:
             The rows of a batch, in any order, each once over all batches, and their logits.
@@ -231,10 +233,10 @@ class Ablated:
         n_positions = self._check_tokens(tokens, ids)
         tokens = tokens.to(device)
 
-        def stand_ins(prompts: Tensor) -> Callable[[str], Tensor]:
-            return self._stand_ins_of(ids[prompts], n_positions)
+        def stand_ins(prompts: Tensor) -> ByHook:
+            return self._stand_ins.of(ids[prompts], n_positions)
 
-        job = _Job(tokens, masks, prompt_of_row, mask_of_row, answer_positions, stand_ins)
+        job = _Job(tokens, masks, prompt_of_row, mask_of_row, answer_positions, columns, stand_ins)
         forest = self._plan(job) if self.forks else None
         if forest is not None and self._saving(forest, n_positions) >= _LEAST_SAVING:
             yield from self._run_forked(job, forest)
@@ -255,8 +257,8 @@ class Ablated:
         def run(rows: slice) -> Tensor:
             prompts = job.prompt_of_row[rows]
             kept = job.masks[job.mask_of_row[rows].to(device)]
-            tokens = job.tokens[prompts.to(device)]
-            return self._forward(tokens, kept, job.stand_ins(prompts), job.ends(prompts))
+            tokens, ends = job.tokens[prompts.to(device)], job.ends(prompts)
+            return self._forward(tokens, kept, job.stand_ins(prompts), ends, job.columns)
 
         for rows, logits in self._batcher(len(job.prompt_of_row), job.tokens.shape[1], run):
             yield torch.arange(rows.start, rows.stop), logits
@@ -271,8 +273,8 @@ class Ablated:
             prompt = forest.prompts[leaves][:1]
             kept = job.masks[forest.masks[leaves].to(device)]
             fork = forest.fork(leaves)
-            tokens = job.tokens[prompt.to(device)]
-            return self._forward(tokens, kept, job.stand_ins(prompt), job.ends(prompt), fork)
+            tokens, ends = job.tokens[prompt.to(device)], job.ends(prompt)
+            return self._forward(tokens, kept, job.stand_ins(prompt), ends, job.columns, fork)
 
         for tree in forest.trees():
             for leaves, logits in self._batcher(tree, n_positions, run, alive=alive):
@@ -321,7 +323,7 @@ class Ablated:
 
         def run(rows: slice) -> tuple[Tensor, Tensor]:
             prompts = prompt_of_row[rows]
-            stand_ins = self._stand_ins_of(ids[prompts], n_positions)
+            stand_ins = self._stand_ins.of(ids[prompts], n_positions)
             # Whatever mode the caller is in; the caller's own graph stays out of it.
             with torch.inference_mode(False), torch.enable_grad(), _frozen(self.model):
                 own = gates[mask_of_row[rows].to(device)]
@@ -350,19 +352,22 @@ class Ablated:
             raise HookError("call this inside the block: with cs.ablate(...) as ablated: ...")
         if tokens.ndim != 2:
             raise MaskError(f"tokens must have shape (prompts, positions); got {tokens.shape}.")
-        self._check_stand_ins(prompt_ids, tokens.shape[1])
+        self._stand_ins.check(prompt_ids, tokens.shape[1])
         return tokens.shape[1]
 
     def _forward(
         self,
         tokens: Tensor,
         gates: Tensor,
-        stand_ins: Callable[[str], Tensor],
+        stand_ins: ByHook,
         answer_positions: Tensor | None = None,
+        columns: Tensor | None = None,
         fork: Fork | None = None,
     ) -> Tensor:
         gates = torch.cat([gates, torch.ones_like(gates[:, :1])], dim=1)
-        self._running = _Batch(gates, stand_ins, fork)
+        whole = not self._takes_shortcuts or shortcuts.somebody_looks(self._late_points)
+        position = None if whole else _only_position(tokens, answer_positions)
+        self._running = _Batch(gates, stand_ins, fork, position, None if whole else columns)
         self._fired.clear()
         try:
             logits = answer_logits(
@@ -377,9 +382,9 @@ class Ablated:
                 "Either this architecture does not compute it, or model.reset_hooks() was called "
                 "inside the block. Choose other units; the table is printed by: circuitspex units"
             )
-        return logits
+        return logits if columns is None or not whole else logits[:, columns.to(logits.device)]
 
-    def _hooks(self) -> list[tuple[str, Callable[..., Tensor | None]]]:
+    def _hooks(self) -> list[tuple[str, Hook]]:
         points = self.model.hook_dict
         absent = [site.hook for site in self.sites if site.hook not in points]
         if absent:
@@ -388,14 +393,16 @@ class Ablated:
                 "missing). Choose units that this architecture has, such as cs.heads(model)."
             )
         # By canonical name: under an alias, compatibility mode would call each hook twice.
-        return [(points[s.hook].name or s.hook, self._hook(s)) for s in self.sites]
+        hooks = [(points[s.hook].name or s.hook, self._hook(s)) for s in self.sites]
+        return hooks + shortcuts.make_hooks(self.model, lambda: self._running)
 
-    def _forking_hooks(self, way: Callable[[int], str]) -> list[tuple[str, Callable[..., Any]]]:
+    def _forking_hooks(self, way: Callable[[int], str]) -> list[tuple[str, Hook]]:
         points = self.model.hook_dict
         names = [(layer, way(layer)) for layer in self._layers.unique().tolist()]
         return [(points[n].name or n, self._grow(layer)) for layer, n in names if n in points]
 
-    def _grow(self, layer: int) -> Callable[..., Tensor | None]:
+    def _grow(self, layer: int) -> Hook:
+        @mark
         def grow(activation: Tensor, *, hook: Any) -> Tensor | None:
             batch = self._running
             if batch is None or batch.fork is None or layer not in batch.fork.grow:
@@ -404,9 +411,10 @@ class Ablated:
 
         return grow
 
-    def _hook(self, site: Site) -> Callable[..., Tensor | None]:
+    def _hook(self, site: Site) -> Hook:
         columns: dict[torch.device, Tensor] = {}
 
+        @mark
         def ablate_site(activation: Tensor, *, hook: Any) -> Tensor | None:
             batch = self._running
             if batch is None:
@@ -426,26 +434,13 @@ class Ablated:
             site.check_axis(activation, len(gates), self.model.cfg.d_model)
             gate = site.broadcast(gates)
             stand_in = batch.stand_ins(site.hook).to(activation)
+            if batch.position is not None and stand_in.ndim > 1 and activation.shape[1] == 1:
+                stand_in = stand_in[:, batch.position : batch.position + 1]
             if gate.dtype == torch.bool:
                 return torch.where(gate, activation, stand_in)
             return torch.lerp(stand_in.expand_as(activation), activation, gate.to(activation))
 
         return ablate_site
-
-    def _compute_stand_ins(self) -> None:
-        if isinstance(self.replacement, Zero):
-            return
-        sequences = self.replacement.sequences
-        lengths = torch.tensor([len(tokens) for tokens in sequences])
-        self._ranks = torch.zeros(len(sequences), dtype=torch.long)
-        for length in lengths.unique().tolist():
-            members = (lengths == length).nonzero().squeeze(1)
-            self._ranks[members] = torch.arange(len(members))
-            tokens = torch.stack([sequences[i] for i in members])
-            captured = self._capture(tokens)
-            self._by_length[length] = {
-                hook: self.replacement.combine(values) for hook, values in captured.items()
-            }
 
     def _capture(self, tokens: Tensor) -> dict[str, Tensor]:
         tokens = tokens.to(self.model.cfg.device)
@@ -454,7 +449,7 @@ class Ablated:
         def run(rows: slice) -> dict[str, Tensor]:
             self._captured = {}
             try:
-                self._forward(tokens[rows], kept[rows], _zeros)
+                self._forward(tokens[rows], kept[rows], zeros)
                 return self._captured
             finally:
                 self._captured = None
@@ -462,59 +457,44 @@ class Ablated:
         parts = [part for _, part in self._batcher(len(tokens), tokens.shape[1], run)]
         return {site.hook: torch.cat([part[site.hook] for part in parts]) for site in self.sites}
 
-    def _check_stand_ins(self, prompt_ids: Tensor, n_positions: int) -> None:
-        if isinstance(self.replacement, Zero):
-            return
-        name, sequences = self.replacement.name, self.replacement.sequences
-        if n_positions not in self._by_length:
-            known = ", ".join(map(str, sorted(self._by_length)))
-            raise AblationError(
-                f"{name} ablation has no stand-in for prompts of {n_positions} tokens, only for "
-                f"{known}. Give reference prompts of that length."
-            )
-        if self.replacement.name == "resample" and (
-            prompt_ids.max() >= len(sequences)
-            or any(len(sequences[i]) != n_positions for i in prompt_ids.tolist())
-        ):
-            raise AblationError(
-                f"resample ablation needs one counterfactual per prompt, of the same length; got "
-                f"{len(sequences)} counterfactuals for prompts of {n_positions} tokens."
-            )
-
-    def _stand_ins_of(self, prompt_ids: Tensor, n_positions: int) -> Callable[[str], Tensor]:
-        if isinstance(self.replacement, Zero):
-            return _zeros
-        table = self._by_length[n_positions]
-        ranks = self._ranks[prompt_ids] if self.replacement.name == "resample" else prompt_ids
-        rows = self.replacement.rows(ranks)
-        return lambda hook: table[hook][rows.to(table[hook].device)]
-
     def _run_probes(self) -> None:
-        tokens = probes.short_prompt(self.model)
-        unhooked = answer_logits(self.model, tokens)
-        kept = torch.ones(1, len(self.units), dtype=torch.bool, device=tokens.device)
-        probes.check_intact(self._forward(tokens, kept, _zeros), unhooked)
-        canaries = probes.canaries(self.sites, len(self.units)).to(tokens.device)
+        job = self._probe_job()
 
-        def run(rows: slice) -> Tensor:
-            masks = canaries[rows]
-            return self._forward(tokens.expand(len(masks), -1), masks, _ones)
+        def run(row: int) -> Tensor:
+            return self._forward(job.tokens, job.masks[row][None], ones)
 
-        probes.check_canaries(run, self.sites, unhooked, self._batcher, tokens.shape[1])
+        unhooked = answer_logits(self.model, job.tokens)
+        if self._probe:
+            probes.check_intact(run(-1), unhooked)
+        flat = probes.in_order(self._run_flat(job))
+        if self._probe:
+            probes.check_canaries(flat[:-1], unhooked, run, self.sites)
+        if self._wants_forks:
+            self._probe_forks(job, flat)
 
-    def _probe_forks(self) -> None:
-        tokens = probes.short_prompt(self.model)
-        masks = probes.canaries(self.sites, len(self.units))
-        masks = torch.cat([masks, torch.ones_like(masks[:1])]).to(tokens.device)
+    def _probe_job(self) -> _Job:
+        masks = probes.canaries(self.sites, len(self.units)).to(self.model.cfg.device)
         rows = torch.arange(len(masks))
-        job = _Job(tokens, masks, torch.zeros_like(rows), rows, None, lambda prompts: _zeros)
+        tokens = probes.short_prompt(self.model)
+        return _Job(tokens, masks, torch.zeros_like(rows), rows, None, None, lambda prompts: ones)
+
+    def _probe_shortcuts(self) -> None:
+        if shortcuts.somebody_looks(self._late_points):
+            return
+        job = self._probe_job()
+        job = replace(job, prompt_of_row=job.prompt_of_row[-3:], mask_of_row=job.mask_of_row[-3:])
+        flat = probes.in_order(self._run_flat(job))
+        self._takes_shortcuts = True
+        job = replace(job, columns=torch.arange(flat.shape[1])[:3])
+        reason = probes.why_different(flat[:, :3], lambda: self._run_flat(job))
+        self._takes_shortcuts = reason is None
+
+    def _probe_forks(self, job: _Job, flat: Tensor) -> None:
         reasons = []
         for way in _WAYS_TO_FORK:
             with ExitStack() as attempt:
                 attempt.enter_context(self.model.hooks(fwd_hooks=self._forking_hooks(way)))
-                reason = probes.why_not_fork(
-                    lambda: self._run_flat(job), lambda: self._run_forked(job, self._plan(job))
-                )
+                reason = probes.why_different(flat, lambda: self._run_forked(job, self._plan(job)))
                 if reason is None:
                     self.forks = True
                     self._exits.push(attempt.pop_all())
@@ -525,7 +505,7 @@ class Ablated:
             "masks cannot share layers on this model, so each runs through all of them, which is "
             f"slower and as exact ({reasons[0]}). To not try, pass forks=False to cs.ablate.",
             ForkWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -597,6 +577,11 @@ def answer_logits(
     return logits[torch.arange(len(logits)), column.to(logits.device)]
 
 
+def _only_position(tokens: Tensor, answer_positions: Tensor | None) -> int | None:
+    ends = {tokens.shape[1] - 1} if answer_positions is None else {*answer_positions.tolist()}
+    return ends.pop() if len(ends) == 1 else None
+
+
 def _restore_training(model: Any) -> Callable[[], None]:
     # The wrapped model is no submodule of the bridge, yet bridge.eval() reaches all of it.
     modules = {*model.modules(), *model.original_model.modules()}
@@ -640,11 +625,3 @@ def _frozen(model: Any) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _zeros(hook: str) -> Tensor:
-    return torch.zeros(())
-
-
-def _ones(hook: str) -> Tensor:
-    return torch.ones(())

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex.batching import Batcher
 from circuitspex.errors import HookError
 from circuitspex.sites import Site
 
@@ -31,17 +30,17 @@ def short_prompt(model: Any) -> Int[Tensor, "1 positions"]:
     return torch.arange(n_positions, device=model.cfg.device)[None] % model.cfg.d_vocab
 
 
-def canaries(sites: Sequence[Site], n_units: int) -> Bool[Tensor, "sites units"]:
-    """Make one mask per site that ablates everything there and nothing elsewhere.
+def canaries(sites: Sequence[Site], n_units: int) -> Bool[Tensor, "canaries units"]:
+    """Make one mask per site that ablates everything there, and one that keeps everything.
 
     Args:
         sites: Hook points.
         n_units: Columns of a mask.
 
     Returns:
-        Keep-masks.
+        Keep-masks, the one that keeps everything last.
     """
-    masks = torch.ones(len(sites), n_units, dtype=torch.bool)
+    masks = torch.ones(len(sites) + 1, n_units, dtype=torch.bool)
     for row, site in enumerate(sites):
         masks[row, [column for column in site.columns.tolist() if column < n_units]] = False
     return masks
@@ -66,61 +65,62 @@ def check_intact(kept: Tensor, unhooked: Tensor) -> None:
 
 
 def check_canaries(
-    run: Callable[[slice], Tensor],
-    sites: Sequence[Site],
-    unhooked: Tensor,
-    batcher: Batcher,
-    n_positions: int,
+    logits: Tensor, unhooked: Tensor, run: Callable[[int], Tensor], sites: Sequence[Site]
 ) -> None:
     """Refuse sites at which ablation changes nothing.
 
     Args:
-        run: Returns the logits of the canaries of some sites.
+        logits: Those of every site's canary.
+        unhooked: Those of the intact model.
+        run: Runs one canary alone.
         sites: Hook points.
-        unhooked: Logits of the intact model.
-        batcher: How many rows are run at once.
-        n_positions: Tokens per row.
 
     Raises:
         HookError: If a canary gives the logits of the intact model.
     """
     coarse = 1e-3 if _is_fine(unhooked) else 0.1
-    for rows, logits in batcher(len(sites), n_positions, run):
-        close = torch.isclose(logits, unhooked, rtol=coarse, atol=coarse).all(dim=1)
-        for row in (rows.start + close.nonzero().squeeze(1)).tolist():
-            # Rounding depends on the size of the batch: only alone is "the same" exact.
-            if not torch.equal(run(slice(row, row + 1)), unhooked):
-                continue
+    close = torch.isclose(logits, unhooked, rtol=coarse, atol=coarse).all(dim=1)
+    for row in close.nonzero().squeeze(1).tolist():
+        # Rounding depends on the size of the batch: only alone is "the same" exact.
+        if torch.equal(run(row), unhooked):
             raise HookError(
                 f"ablating at {sites[row].hook} does not change the logits, so nothing could be "
                 "found there. If its output weights are zero on purpose, pass probe=False."
             )
 
 
-def why_not_fork(flat: Callable[[], Batches], forked: Callable[[], Batches]) -> str | None:
-    """Say why rows must not share layers on this model, if so.
+def why_different(expected: Tensor, run: Callable[[], Batches]) -> str | None:
+    """Say why a faster way of running rows must not be taken on this model, if so.
 
     Args:
-        flat: Runs some rows, all of them through all layers.
-        forked: Runs the same rows, sharing layers.
+        expected: Logits of the rows when nothing is left out.
+        run: Runs the same rows the faster way.
 
     Returns:
-        The reason, or None where both give the same logits.
+        The reason, or None where the logits are the same.
     """
-    try:
-        expected, found = _in_order(flat()), _in_order(forked())
-    except Exception as error:  # noqa: BLE001
-        # Whatever a model does with more rows than went in: it can still run all of them.
-        return f"{type(error).__name__}: {error}".splitlines()[0]
     scale = float(expected.abs().where(expected.isfinite(), 0).max())
     tolerance = scale * (1e-4 if _is_fine(expected) else 3e-2)
-    if torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
-        return None
+    try:
+        found = in_order(run())
+        if torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
+            return None
+    except Exception as error:  # noqa: BLE001
+        # Whatever a model does with other shapes than it was made for, the long way is there.
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     difference = float((found - expected).abs().max())
-    return f"forked and flat logits differ by {difference:.2g}, the largest being {scale:.2g}"
+    return f"logits differ by {difference:.2g}, the largest being {scale:.2g}"
 
 
-def _in_order(batches: Batches) -> Tensor:
+def in_order(batches: Batches) -> Tensor:
+    """Join the logits of batches.
+
+    Args:
+        batches: Rows and their logits, batch by batch.
+
+    Returns:
+        The logits of row 0, 1, ….
+    """
     rows, logits = zip(*batches, strict=True)
     return torch.cat(logits)[torch.cat(rows).argsort()]
 

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "circuitspex"
 LEVELS = [
     {"errors", "_types", "_checks", "_documents", "_ranking", "_verdicts", "spec"},
     {"masks", "units", "batching", "forking"},
-    {"transforms", "replacements", "metrics", "store", "designs", "tasks", "sites"},
-    {"indices", "interactions", "measurement", "probes", "ablation", "models"},
+    {"transforms", "replacements", "metrics", "store", "designs", "tasks", "sites", "shortcuts"},
+    {"indices", "interactions", "measurement", "probes", "stand_ins", "ablation", "models"},
     {"decoders", "evaluation", "lenses"},
     {"circuit"},
     {"criteria", "verification"},
@@ -30,6 +30,7 @@ PEERS = {
     ("spec", "errors"),
     ("interactions", "indices"),
     ("ablation", "probes"),
+    ("ablation", "stand_ins"),
     ("tracking", "report"),  # what is logged is what the report shows
 }
 """Who may import whom within one level."""
@@ -40,7 +41,7 @@ MATHEMATICS = {
 }
 MODEL = {
     *("units", "sites", "batching", "replacements", "metrics", "probes", "ablation", "tasks"),
-    "models",
+    *("models", "shortcuts", "stand_ins"),
 }
 FENCES = {
     "transformer_lens": {"units", "ablation", "models"},
