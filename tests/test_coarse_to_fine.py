@@ -145,7 +145,7 @@ def test_what_was_done_is_reported():
     assert sum(report["evaluations"].values()) == found.n_evaluations
     assert report["n_blocks"] == 19
     assert report["n_rounds"] == 3
-    assert set(report["weights"]) == {"gradients", "units", "interactions"}
+    assert set(report["weights"]) == {"shift", "gradients", "units", "interactions"}
 
 
 def test_order_one_spends_everything_on_units():

@@ -78,6 +78,19 @@ class Expansion:
         terms = [term for term in self.effects if len(term) == order]
         return sorted(terms, key=lambda term: -abs(self.effects[term].mean()))
 
+    def is_more(self, term: Term) -> bool:
+        """Return whether a measured effect is more than rounding."""
+        game = self.residuals
+        return bool(abs(self.effects[term].mean()) > game.relative_rounding * game.largest)
+
+    def interactions(self) -> list[Term]:
+        """Return what is measured of more than one unit and is more than rounding.
+
+        The largest effects come first.
+        """
+        terms = [term for term in self.effects if len(term) > 1 and self.is_more(term)]
+        return sorted(terms, key=lambda term: -abs(self.effects[term].mean()))
+
     def search_beyond(self, limit: int) -> Residuals:
         """Return the game of what ablating sets does beyond all of this."""
         known: dict[Term, float] = {(): float(self.effects[()].mean())}
