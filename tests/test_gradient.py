@@ -288,7 +288,7 @@ def test_means_predict_what_their_coefficients_say(kind):
     mean = {
         "linear": linear,
         "quadratic": QuadraticMean(
-            linear, masks.numpy(), gradients.numpy(), np.full(8, 1 / 8), verified
+            linear, masks.numpy(), gradients.numpy(), np.full(8, 1 / 8), verified, 0.7
         ),
         "expansion": ExpansionMean(found, 0.8),
     }[kind]

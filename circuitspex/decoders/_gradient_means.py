@@ -61,7 +61,9 @@ class QuadraticMean(Mean):
 
     Each unit's gradient is regressed on the masks, by a ridge that one inverse serves for all
     units; the two estimates of a pair, from either unit's gradient, are averaged. Terms that were
-    measured exactly have their measured value instead.
+    measured exactly around the intact model have their measured value instead, or a share of it:
+    where masks ablate many units, far from that model, interactions are others, and all of the
+    measured value costs more than it tells (benchmarks/README.md#white-box).
     """
 
     name: ClassVar[str] = "quadratic"
@@ -73,14 +75,30 @@ class QuadraticMean(Mean):
         gradients: Float[np.ndarray, "rows units"],
         weights: Float[np.ndarray, " units"],
         verified: Mapping[Term, float],
+        trust: float,
     ) -> None:
+        """Regress gradients on masks.
+
+        Args:
+            linear: The mean gradient.
+            masks: Where gradients were taken, the intact model's neighbourhood included.
+            gradients: Of these masks.
+            weights: Of the units.
+            verified: Möbius coefficients at the intact origin.
+            trust: Share of these that is taken over, the rest being what was regressed.
+        """
         self.linear, self.keep_rate = linear, linear.keep_rate
         spread = np.sqrt(self.keep_rate * (1 - self.keep_rate))
         z = characters_of_units(masks, self.keep_rate)
         self._left = z * weights  # B = (leftᵀ dual + dualᵀ left) / 2, never formed
         self._dual = _regress((z * weights) @ z.T, gradients * spread - linear.slopes)
         # (1 - x) = (1 - p) - sqrt(p (1 - p)) z: a Möbius term's own Fourier coefficient.
-        self._measured = {term: v * (-spread) ** len(term) for term, v in verified.items()}
+        measured = {term: v * (-spread) ** len(term) for term, v in verified.items()}
+        self._measured: dict[Term, float] = {}
+        for order in sorted({len(term) for term in measured if trust > 0}):
+            terms = [term for term in measured if len(term) == order]
+            for term, regressed in zip(terms, self._regressed(terms), strict=True):
+                self._measured[term] = trust * measured[term] + (1 - trust) * float(regressed)
 
     def predict(self, masks: Bool[np.ndarray, "rows units"]) -> Float[np.ndarray, " rows"]:
         """Return the guess for every mask."""

@@ -32,6 +32,7 @@ _GRADIENT_SHARE = 0.3  # of what the search leaves; twice as much of the first f
 _FEW = 200
 _LEAST_GRADIENTS = 8
 _LEAST_SEARCH = 8  # gradients of the intact model that a search must be able to afford
+_TRUST = (1.0, 0.3, 0.0)  # in what was measured around the intact model, the first near it
 _NEAR = 14  # ablated units up to which a mask is near the intact model
 _MAX_ROWS = 8192  # of the process, whose time grows with their cube
 _PAIR_UNITS = 1024  # units whose pairs gradients may propose, by weight
@@ -195,15 +196,20 @@ class GradientDecoder(Decoder):
         linear = LinearMean(clipped, self.keep_rate)
         near = np.array(found.gradients).reshape(-1, meter.n_units)
         near_masks = np.array(found.gradient_masks, dtype=bool).reshape(near.shape)
-        quadratic = QuadraticMean(
-            linear,
-            np.concatenate([random.masks, near_masks]),
-            np.concatenate([clipped, clip_lengths(near, random.gradients)]),
-            weights,
-            verified,
-        )
+        is_near = meter.n_units * (1 - self.keep_rate) <= _NEAR
+        quadratics = [
+            QuadraticMean(
+                linear,
+                np.concatenate([random.masks, near_masks]),
+                np.concatenate([clipped, clip_lengths(near, random.gradients)]),
+                weights,
+                verified,
+                trust,
+            )
+            for trust in (_TRUST if is_near else _TRUST[::-1])
+        ]
         expansion = ExpansionMean(found, self.keep_rate)
-        proposed = self._propose(quadratic, expansion, weights)
+        proposed = self._propose(quadratics[0], expansion, weights)
         listed = _Listed(
             keep_rate=self.keep_rate, prompts_per_mask=self.prompts_per_mask, candidates=proposed
         )
@@ -214,7 +220,7 @@ class GradientDecoder(Decoder):
             samples,
             found,
             random,
-            [linear, quadratic, *([expansion] if found.masks else [])],
+            [linear, *quadratics, *([expansion] if found.masks else [])],
             weights,
             self.keep_rate,
             self.max_order or MAX_ORDER,
