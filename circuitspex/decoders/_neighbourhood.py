@@ -15,22 +15,29 @@ few, the units whose gradients they changed most are the contexts worth taking n
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import norm
 
 from circuitspex._types import GRADIENT_COST
 from circuitspex.decoders._samples import Meter
 
 Term = tuple[int, ...]
 
-_CONTEXT_SHARE = 0.3  # of the search's evaluations; the rest verifies
+_CONTEXT_SHARE = 0.2  # of the search's evaluations; the rest verifies
 _AT_ONCE = 8  # contexts taken before the next are chosen
 _MAX_ROUNDS = 5  # of contexts and verification, where few candidates leave evaluations over
+_PARTS = (0.5, 0.17, 0.17, 0.16)  # of a round's verification; each ranks anew by those before it
+_FEWEST = 16  # verified terms of an order from which its estimates' errors are judged
+_STRONG = 8  # one in so many verified terms is as strong as what is sought
+_RIDGE = 3.0
+_FLOOR = 0.01  # of the verified effects: less than that, an estimate is not trusted
+_LOG_NORMAL = 0.635  # minus the mean logarithm of the size of a standard normal number
 _FIRST = 5  # contexts chosen by the size of their own gradient
 
 
@@ -115,7 +122,8 @@ def explore(
             _take_contexts(gradients, found, order - 1, int(_CONTEXT_SHARE * share * left) // cost)
         left = limit - meter.n_evaluations
         for order, share in enumerate(order_shares, start=2):
-            verifier.verify(_rank(found, order, left), int(share * left))
+            for part in _PARTS:
+                verifier.verify(_rank(found, order, left), int(part * share * left))
         if len(found.contexts) == n_contexts:
             break
     # What one order had no candidates for goes to the others.
@@ -198,18 +206,70 @@ def _next_contexts(gradients: _Gradients, found: Neighbourhood, size: int) -> li
 
 
 def _rank(found: Neighbourhood, order: int, n_most: int) -> list[Term]:
-    """Return the candidates of an order that contexts propose, the largest estimate first."""
-    size: dict[Term, float] = {}
+    """Return the candidates of an order that contexts propose, the most promising first.
+
+    At first those with the largest estimate. Once some are verified, those most likely to be as
+    strong as the strongest of them: around some units estimates are far off, and there even a small
+    one may belong to a strong interaction.
+    """
+    seen: dict[Term, list[float]] = defaultdict(list)
     for context in found.contexts:
         if len(context) != order - 1:
             continue
-        estimates = np.abs(found.estimates(context))
-        for unit in np.argsort(-estimates, kind="stable")[: max(1, n_most)].tolist():
-            term = tuple(sorted((*context, unit)))
-            if unit not in context and estimates[unit] > 0:
-                size[term] = max(size.get(term, 0.0), float(estimates[unit]))
-    ranked = sorted(size, key=lambda term: (-size[term], term))
-    return [term for term in ranked if term not in found.verified]
+        estimates = found.estimates(context)
+        for unit in np.argsort(-np.abs(estimates), kind="stable")[: max(1, n_most)].tolist():
+            if unit not in context and estimates[unit] != 0:
+                seen[tuple(sorted((*context, unit)))].append(float(estimates[unit]))
+    new = sorted(term for term in seen if term not in found.verified)
+    verified = sorted(term for term in seen if term in found.verified)
+    if not new:
+        return []
+    if len(verified) < _FEWEST:
+        promise = np.array([max(map(abs, seen[term])) for term in new])
+    else:
+        truth = np.array([found.verified[term].mean() for term in verified])
+        promise = _promise(new, verified, truth, seen, found.n_units)
+    return [new[i] for i in np.argsort(-promise, kind="stable")]
+
+
+def _promise(
+    terms: Sequence[Term],
+    verified: Sequence[Term],
+    truth: Float[np.ndarray, " verified"],
+    seen: Mapping[Term, Sequence[float]],
+    n_units: int,
+) -> Float[np.ndarray, " terms"]:
+    """Return the log-probability that each term is as strong as the strongest verified ones.
+
+    Normal around the mean of its estimates times a slope, one for each number of estimates; the
+    logarithm of the standard deviation is a sum over the term's units, by ridge regression on what
+    the verified terms' estimates missed.
+    """
+    column = np.full(n_units, -1)  # of every unit; the last for units of no verified term
+    units = np.unique(np.array(verified))
+    column[units] = np.arange(len(units))
+    n_most = max(map(len, seen.values()))
+
+    def means(terms: Sequence[Term]) -> Float[np.ndarray, "terms counts"]:
+        counts = np.array([len(seen[term]) for term in terms])
+        table = np.zeros((len(terms), n_most))
+        table[np.arange(len(terms)), counts - 1] = [sum(seen[term]) for term in terms] / counts
+        return table
+
+    known = np.zeros((len(verified), len(units) + 1))
+    np.put_along_axis(known, column[np.array(verified)], 1, axis=1)
+    known[:, -1] = 1
+    average = means(verified)
+    slopes = np.linalg.lstsq(average, truth)[0]
+    missed = np.abs(truth - average @ slopes)
+    floor = _FLOOR * np.sqrt(np.square(truth).mean()) + np.finfo(float).tiny
+    penalty = np.diag(np.r_[np.full(len(units), _RIDGE), 1e-6])
+    weights = np.linalg.solve(known.T @ known + penalty, known.T @ np.log(missed + floor))
+    constant, weights[-1] = weights[-1] + _LOG_NORMAL, 0
+    spread = np.exp(constant + weights[column[np.array(terms)]].sum(axis=1))
+    strong = np.sort(np.abs(truth))[-max(1, len(truth) // _STRONG)]
+    size = np.abs(means(terms) @ slopes)
+    return np.logaddexp(norm.logsf((strong - size) / spread), norm.logsf((strong + size) / spread))
 
 
 class _Verifier:
@@ -217,11 +277,10 @@ class _Verifier:
 
     def __init__(self, meter: Meter, found: Neighbourhood) -> None:
         self._meter, self._found = meter, found
-        if meter.n_prompts == 1:  # otherwise gradients were on a few prompts only
-            for mask, value in zip(found.masks, found.values, strict=True):
-                self._found.known[_ablated(mask)] = np.array([value])
+        self._n_read = 0
 
     def verify(self, candidates: Iterable[Term], n_evaluations: int) -> None:
+        self._read_gradients()
         affordable = n_evaluations // self._meter.n_prompts
         terms: list[Term] = []
         needed: dict[Term, None] = {}
@@ -237,6 +296,14 @@ class _Verifier:
             parts = ((), *nonempty_subsets(term))
             signed = [(-1) ** (len(term) - len(part)) * self._found.known[part] for part in parts]
             self._found.verified[term] = np.sum(signed, axis=0)
+
+    def _read_gradients(self) -> None:
+        """Remember the values that came with gradients, which with one prompt need no other."""
+        if self._meter.n_prompts == 1:
+            new = slice(self._n_read, None)
+            for mask, value in zip(self._found.masks[new], self._found.values[new], strict=True):
+                self._found.known.setdefault(_ablated(mask), np.array([value]))
+            self._n_read = len(self._found.masks)
 
     def _evaluate(self, terms: list[Term]) -> None:
         if not terms:

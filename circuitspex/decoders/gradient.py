@@ -85,8 +85,9 @@ class GradientDecoder(Decoder):
 
     search_share: float | None = None
     """Share of the budget for interactions around the intact model. None for 0.8 where every mask
-    is evaluated on all prompts (or there is one), 0.2 where on some, and less where masks ablate
-    more than 14 units, far from that model; nothing where that would verify next to nothing."""
+    is evaluated on all prompts (or there is one), less in proportion where masks ablate more than
+    14 units, far from that model; where masks are evaluated on some prompts, 0.2, and nothing far
+    from it; and nothing where that would verify next to nothing."""
 
     order_shares: tuple[float, ...] | None = None
     """Shares of the search for order 2, 3, …; nine tenths of it for order 2 when None."""
@@ -150,8 +151,7 @@ class GradientDecoder(Decoder):
         least = cost * (GRADIENT_COST * _LEAST_GRADIENTS + MIN_MASKS)
         search = int((self.search_share or 0) * meter.budget)
         if self.search_share is None:
-            n_ablated = max(1.0, meter.n_units * (1 - self.keep_rate))
-            share = (0.8 if n_drawn is None else 0.2) * min(1.0, (_NEAR / n_ablated) ** 0.5)
+            share = self._default_share(meter.n_units, n_drawn is not None)
             search = min(int(share * meter.budget), meter.budget - least)
             search = 0 if search < _LEAST_SEARCH * intact else search
         if 0 < search < intact:
@@ -173,6 +173,12 @@ class GradientDecoder(Decoder):
                 "prompts_per_mask."
             )
         return search, n_gradients
+
+    def _default_share(self, n_units: int, few_prompts: bool) -> float:
+        far = max(1.0, n_units * (1 - self.keep_rate) / _NEAR)
+        if few_prompts:
+            return 0.2 if far == 1 else 0.0
+        return 0.8 / far
 
     def _sample(self, meter: Meter, n_drawn: int | None, rng: np.random.Generator) -> Samples:
         cost = meter.n_prompts if n_drawn is None else n_drawn
