@@ -86,7 +86,7 @@ class GradientDecoder(Decoder):
     search_share: float | None = None
     """Share of the budget for interactions around the intact model. None for 0.8 where every mask
     is evaluated on all prompts (or there is one), less in proportion where masks ablate more than
-    14 units, far from that model; where masks are evaluated on some prompts, 0.2, and nothing far
+    14 units, far from that model, but at least 0.1; where masks are evaluated on some prompts, 0.2, and nothing far
     from it; and nothing where that would verify next to nothing."""
 
     order_shares: tuple[float, ...] | None = None
@@ -178,7 +178,7 @@ class GradientDecoder(Decoder):
         far = max(1.0, n_units * (1 - self.keep_rate) / _NEAR)
         if few_prompts:
             return 0.2 if far == 1 else 0.0
-        return 0.8 / far
+        return max(0.1, 0.8 / far)
 
     def _sample(self, meter: Meter, n_drawn: int | None, rng: np.random.Generator) -> Samples:
         cost = meter.n_prompts if n_drawn is None else n_drawn
