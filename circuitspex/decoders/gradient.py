@@ -86,8 +86,8 @@ class GradientDecoder(Decoder):
     search_share: float | None = None
     """Share of the budget for interactions around the intact model. None for 0.8 where every mask
     is evaluated on all prompts (or there is one), less in proportion where masks ablate more than
-    14 units, far from that model, but at least 0.1; where masks are evaluated on some prompts, 0.2, and nothing far
-    from it; and nothing where that would verify next to nothing."""
+    14 units, far from that model, but at least 0.1. Where masks are evaluated on some prompts, 0.2
+    near that model and nothing far from it. Nothing where it would verify next to nothing."""
 
     order_shares: tuple[float, ...] | None = None
     """Shares of the search for order 2, 3, …; nine tenths of it for order 2 when None."""
