@@ -40,9 +40,10 @@ class Deletions:
         self.n_evaluations = 0
 
     def _values(self, gates):
-        total = sum(
+        parts = [
             weight * (1 - gates[:, list(term)]).prod(dim=1) for term, weight in self.terms.items()
-        )
+        ]
+        total = torch.stack(parts).sum(dim=0)
         return total if self.bend is None else self.bend * torch.tanh(total / self.bend)
 
     def __call__(self, masks):
@@ -87,7 +88,9 @@ def planted(n_units=30, bend=None, seed=0):
     Interactions share units, as those of a network do.
     """
     rng = np.random.default_rng(seed)
-    terms = {(unit,): float(rng.normal(0, 0.3)) for unit in range(n_units)}
+    terms: dict[tuple[int, ...], float] = {
+        (unit,): float(rng.normal(0, 0.3)) for unit in range(n_units)
+    }
     for _ in range(12):
         hub = int(rng.integers(6)) * (n_units // 6)
         pair = tuple(sorted({hub, int(rng.choice([u for u in range(n_units) if u != hub]))}))
