@@ -44,7 +44,7 @@ N_CHOSEN = 36  # heads of layers 0 to 3, whose triples are exhausted
 TRIPLE_OPTIONS = [
     {"search_share": 0.94, "order_shares": (0.5, 0.5)},
     {"search_share": 0.94, "order_shares": (0.3, 0.7)},
-    {"search_share": 0.94, "order_shares": (0.1, 0.9)},
+    {"search_share": 0.94, "order_shares": (0.2, 0.8)},
 ]
 
 
