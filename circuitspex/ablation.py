@@ -505,7 +505,7 @@ class Ablated:
             "masks cannot share layers on this model, so each runs through all of them, which is "
             f"slower and as exact ({reasons[0]}). To not try, pass forks=False to cs.ablate.",
             ForkWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

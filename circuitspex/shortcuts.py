@@ -103,10 +103,10 @@ def somebody_looks(points: Iterable[Any]) -> bool:
         points: Hook points.
 
     Returns:
-        True if so; then everything should be computed.
+        True if so; then everything should be computed. Hooks of PyTorch itself are not counted.
     """
     return any(
         "of_circuitspex" not in getattr(handle.user_hook, "__dict__", {})
         for point in points
-        for handle in point.fwd_hooks
+        for handle in (*point.fwd_hooks, *point.bwd_hooks)
     )
