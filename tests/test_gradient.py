@@ -85,7 +85,8 @@ def without(terms, n_units):
 def planted(n_units=30, bend=None, seed=0):
     """Draw singles of all units, twelve pairs of six units with others, and four triples of them.
 
-    Interactions share units, as those of a network do.
+    Interactions share units, as those of a network do. Where they do not, a quarter and more of the
+    pairs go unseen at this budget, because neither of their units becomes a context.
     """
     rng = np.random.default_rng(seed)
     terms: dict[tuple[int, ...], float] = {
