@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.batching import Batcher
+from circuitspex.ablation.batching import Batcher
 
 
 def load(name: str | None):

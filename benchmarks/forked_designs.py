@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.decoders.sparse_regression import SparseRegression
-from circuitspex.designs import forked_masks
-from circuitspex.forking import plan
+from circuitspex.ablation.forking import plan
+from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.designs.forked import forked_masks
 
 SPARE = 1.1
 """Masks evaluated of a design, over what its plan promises in the time of the independent ones."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.forking import Forest, plan
+from circuitspex.ablation.forking import Forest, plan
 
 AT_ONCE = 10**9
 

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.ablation import answer_logits
-from circuitspex.evaluation import draw_balanced
-from circuitspex.forking import plan
-from circuitspex.store import MemoryStore
+from circuitspex.ablation.ablated import answer_logits
+from circuitspex.ablation.forking import plan
+from circuitspex.evaluation.evaluation import draw_balanced
+from circuitspex.evaluation.store.memory import MemoryStore
 
 AXES: dict[str, tuple[int, ...]] = {
     "masks": (100, 1000, 10_000),

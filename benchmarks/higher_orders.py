@@ -22,10 +22,10 @@ import numpy as np
 from backup_heads import load
 
 import circuitspex as cs
-from circuitspex._types import GRADIENT_COST
-from circuitspex.measurement import measure_coefficients
+from circuitspex._shared.protocols import GRADIENT_COST
+from circuitspex.verification.measurement import measure_coefficients
 
-Term = tuple[int, ...]
+Interaction = tuple[int, ...]
 
 
 class Game:
@@ -36,8 +36,8 @@ class Game:
         self.spex = spex
         self.labels = spex.units.labels
         self.n_units = spex.n_units
-        self._gradients: dict[Term, np.ndarray] = {}
-        self._measured: set[Term] = set()
+        self._gradients: dict[Interaction, np.ndarray] = {}
+        self._measured: set[Interaction] = set()
 
     @property
     def cost(self) -> int:
@@ -45,7 +45,7 @@ class Game:
         asked = len(self._measured) + GRADIENT_COST * len(self._gradients)
         return asked * self.spex.n_prompts
 
-    def gradient(self, ablated: Term) -> np.ndarray:
+    def gradient(self, ablated: Interaction) -> np.ndarray:
         """Take the gradient with some units ablated."""
         if ablated not in self._gradients:
             mask = cs.masks.ablate_only([ablated], self.n_units)
@@ -53,7 +53,7 @@ class Game:
             self._gradients[ablated] = gradients[0].double().numpy()
         return self._gradients[ablated]
 
-    def extend(self, context: Term) -> np.ndarray:
+    def extend(self, context: Interaction) -> np.ndarray:
         """Estimate the interaction of a set with every other unit, NaN for its own."""
         estimate = np.zeros(self.n_units)
         for subset in parts_of(context):
@@ -61,18 +61,18 @@ class Game:
         estimate[list(context)] = np.nan
         return estimate
 
-    def measure(self, terms: Sequence[Term]) -> np.ndarray:
+    def measure(self, terms: Sequence[Interaction]) -> np.ndarray:
         """Measure interactions exactly, one row per term and one column per prompt."""
         self._measured.update(part for term in terms for part in parts_of(term))
         return measure_coefficients(self.spex.per_prompt, terms, self.n_units).numpy()
 
 
-def parts_of(term: Term) -> list[Term]:
+def parts_of(term: Interaction) -> list[Interaction]:
     """List all subsets, from the empty one to the whole."""
     return [part for order in range(len(term) + 1) for part in combinations(term, order)]
 
 
-def single_contexts(game: Game, n_contexts: int) -> list[Term]:
+def single_contexts(game: Game, n_contexts: int) -> list[Interaction]:
     """Choose single ablations, best first.
 
     The first quarter by their own gradients, then whichever unit's gradient those so far changed
@@ -80,7 +80,7 @@ def single_contexts(game: Game, n_contexts: int) -> list[Term]:
     """
     intact = np.abs(game.gradient(()))
     changed = np.zeros_like(intact)
-    chosen: list[Term] = []
+    chosen: list[Interaction] = []
     for step in range(n_contexts):
         wanted = (intact if 4 * step < n_contexts else changed).copy()
         wanted[[unit for (unit,) in chosen]] = -1
@@ -89,13 +89,13 @@ def single_contexts(game: Game, n_contexts: int) -> list[Term]:
     return chosen
 
 
-def propose(game: Game, contexts: Sequence[Term], n_terms: int) -> dict[Term, float]:
+def propose(game: Game, contexts: Sequence[Interaction], n_terms: int) -> dict[Interaction, float]:
     """Return the largest estimates among all extensions of the contexts by one unit.
 
     A set that several contexts propose has its largest estimate: where units back each other up,
     the gradient of one often sees nothing (it is saturated) and that of another all.
     """
-    estimates: dict[Term, float] = {}
+    estimates: dict[Interaction, float] = {}
     for context in contexts:
         for unit, value in enumerate(game.extend(context)):
             if np.isfinite(value):
@@ -105,33 +105,35 @@ def propose(game: Game, contexts: Sequence[Term], n_terms: int) -> dict[Term, fl
     return {term: estimates[term] for term in best}
 
 
-def strongest(terms: Sequence[Term], effects: np.ndarray, n: int) -> list[Term]:
+def strongest(terms: Sequence[Interaction], effects: np.ndarray, n: int) -> list[Interaction]:
     """Choose the terms of largest mean effect."""
     order = np.argsort(-np.abs(effects.mean(1)))[:n]
     return [terms[i] for i in order]
 
 
-def draw(n_sets: int, order: int, n_units: int, rng: np.random.Generator) -> list[Term]:
+def draw(n_sets: int, order: int, n_units: int, rng: np.random.Generator) -> list[Interaction]:
     """Draw distinct sets of units."""
-    drawn: set[Term] = set()
+    drawn: set[Interaction] = set()
     while len(drawn) < n_sets:
         drawn.add(tuple(sorted(rng.choice(n_units, order, replace=False).tolist())))
     return sorted(drawn)
 
 
-def draw_extensions(contexts: Sequence[Term], n_terms: int, n_units: int, rng) -> list[Term]:
+def draw_extensions(
+    contexts: Sequence[Interaction], n_terms: int, n_units: int, rng
+) -> list[Interaction]:
     """Extend contexts by units, all equally likely."""
     extended = {tuple(sorted({*c, unit})) for c in contexts for unit in range(n_units)}
     every = sorted(extended - {*contexts})
     return [every[i] for i in rng.permutation(len(every))[:n_terms]]
 
 
-def subsets(terms: Sequence[Term], order: int) -> list[Term]:
+def subsets(terms: Sequence[Interaction], order: int) -> list[Interaction]:
     """List the distinct subsets of one order."""
     return sorted({part for term in terms for part in combinations(term, order)})
 
 
-def largest_error(game: Game, term: Term, effect: np.ndarray) -> float:
+def largest_error(game: Game, term: Interaction, effect: np.ndarray) -> float:
     """Compare a measured effect with the sum that defines it, written out mask by mask."""
     slow = np.zeros(game.spex.n_prompts)
     for part in parts_of(term):
@@ -140,7 +142,7 @@ def largest_error(game: Game, term: Term, effect: np.ndarray) -> float:
     return float(np.abs(slow - effect).max())
 
 
-def summarize(game: Game, estimates: dict[Term, float], effects, control, chance) -> dict:
+def summarize(game: Game, estimates: dict[Interaction, float], effects, control, chance) -> dict:
     """Count measured sets beyond the largest chance value, and list all, the largest first."""
     mean, error = effects.mean(1), effects.std(1, ddof=1) / effects.shape[1] ** 0.5
     largest = float(np.abs(chance.mean(1)).max())
@@ -165,7 +167,7 @@ def summarize(game: Game, estimates: dict[Term, float], effects, control, chance
     }
 
 
-def adding_up(game: Game, term: Term) -> dict[str, float]:
+def adding_up(game: Game, term: Interaction) -> dict[str, float]:
     """Say what ablating a set does, and what its parts of order 1, of order up to 2 … add up to."""
     parts = parts_of(term)[1:]
     effects = game.measure(parts).mean(1)
@@ -174,7 +176,7 @@ def adding_up(game: Game, term: Term) -> dict[str, float]:
     return {**sums, "joint": float(effects.sum())}
 
 
-def least_explained(game: Game, terms: Sequence[Term], effects, n_beyond: int) -> list[dict]:
+def least_explained(game: Game, terms: Sequence[Interaction], effects, n_beyond: int) -> list[dict]:
     """Of the sets beyond chance, list those whose singles and pairs explain the joint effect least.
 
     Least: the largest difference between the two, relative to the larger.

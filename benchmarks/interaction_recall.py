@@ -29,10 +29,10 @@ import torch
 from exhaustive_pairs import DATA, read
 
 import circuitspex as cs
-from circuitspex._types import GRADIENT_COST
+from circuitspex._shared.protocols import GRADIENT_COST
 
-Term = tuple[int, ...]
-Values = dict[Term, float]  # what is ablated → value
+Interaction = tuple[int, ...]
+Values = dict[Interaction, float]  # what is ablated → value
 
 BUDGETS = [400, 726, 1000, 1815]  # of 36,315 pairs, 726 are 2 %, 1,815 are 5 %
 TRIPLE_BUDGETS = [714]  # a tenth of 7,140 triples
@@ -48,12 +48,12 @@ TRIPLE_OPTIONS = [
 ]
 
 
-def parts(term: Term) -> list[Term]:
+def parts(term: Interaction) -> list[Interaction]:
     """Return every subset of a term, itself included."""
     return [part for k in range(len(term) + 1) for part in combinations(term, k)]
 
 
-def effect(values: Values, term: Term) -> float:
+def effect(values: Values, term: Interaction) -> float:
     """Return what ablating all of a term does beyond its parts: θ, by inclusion and exclusion."""
     return sum((-1) ** (len(term) - len(part)) * values[part] for part in parts(term))
 
@@ -78,7 +78,10 @@ def exhaust(spex: cs.CircuitSpex) -> Values:
 
 
 def recall(
-    found: Sequence[Term], truth: dict[Term, float], tops: Sequence[int] = TOPS, cut: bool = False
+    found: Sequence[Interaction],
+    truth: dict[Interaction, float],
+    tops: Sequence[int] = TOPS,
+    cut: bool = False,
 ) -> list[float]:
     """Return the shares of the true top 20, 50 and 100 that were found.
 
@@ -89,12 +92,14 @@ def recall(
     return [len(set(ranked[:k]).intersection(found[: k if cut else None])) / k for k in tops]
 
 
-def by_size(size: dict[Term, float]) -> list[Term]:
+def by_size(size: dict[Interaction, float]) -> list[Interaction]:
     """Return terms, the largest first."""
     return sorted(size, key=lambda term: -abs(size[term]))
 
 
-def verify(ranking: Iterable[Term], known: Iterable[Term], budget: int) -> list[Term]:
+def verify(
+    ranking: Iterable[Interaction], known: Iterable[Interaction], budget: int
+) -> list[Interaction]:
     """Return the terms that a budget measures, in their order, parts shared and never twice."""
     done, verified = set(known), []
     for term in ranking:
@@ -107,7 +112,7 @@ def verify(ranking: Iterable[Term], known: Iterable[Term], budget: int) -> list[
     return verified
 
 
-def rank(score: np.ndarray) -> list[Term]:
+def rank(score: np.ndarray) -> list[Interaction]:
     """Return all pairs, those with the highest entry in a symmetric matrix first."""
     first, second = np.triu_indices(len(score), 1)
     order = np.argsort(-score[first, second], kind="stable")
@@ -115,11 +120,11 @@ def rank(score: np.ndarray) -> list[Term]:
 
 
 def heuristics(
-    values: Values, gradient: np.ndarray, truth: dict[Term, float], budget: int
+    values: Values, gradient: np.ndarray, truth: dict[Interaction, float], budget: int
 ) -> dict[str, list[float]]:
     """Rank pairs by what single heads do, verify with the rest of the budget, and judge."""
     n_units = len(gradient)
-    singles: list[Term] = [(), *((unit,) for unit in range(n_units))]
+    singles: list[Interaction] = [(), *((unit,) for unit in range(n_units))]
     alone = np.abs([values[(unit,)] - values[()] for unit in range(n_units)])
     slope = np.abs(gradient)
     rest = budget - len(singles)
@@ -136,17 +141,17 @@ def heuristics(
 
 
 def triple_heuristics(
-    values: Values, truth: dict[Term, float], budget: int
+    values: Values, truth: dict[Interaction, float], budget: int
 ) -> dict[str, list[float]]:
     """Rank triples by the effects of their pairs, verify with the rest of the budget, and judge.
 
     All pairs cost most of the budget, so they are also ranked as if pairs were known for free, and
     by half of the pairs, those of the strongest heads.
     """
-    pairs: dict[Term, float] = {
+    pairs: dict[Interaction, float] = {
         pair: abs(effect(values, pair)) for pair in combinations(range(N_CHOSEN), 2)
     }
-    singles: list[Term] = [(), *((unit,) for unit in range(N_CHOSEN))]
+    singles: list[Interaction] = [(), *((unit,) for unit in range(N_CHOSEN))]
     alone = np.abs([values[(unit,)] - values[()] for unit in range(N_CHOSEN)])
     few = verify(rank(np.multiply.outer(alone, alone)), singles, budget // 2 - len(singles))
     spends = {
@@ -167,13 +172,13 @@ def triple_heuristics(
     return result | {"chance": [(budget - len(singles) - len(pairs)) / len(truth)] * len(TOPS)}
 
 
-def coefficients(found: cs.Interactions, order: int) -> dict[Term, float]:
+def coefficients(found: cs.Interactions, order: int) -> dict[Interaction, float]:
     """Return a result's coefficients of one order."""
     terms = zip(found.support, found.coefficients.tolist(), strict=True)
     return {term: value for term, value in terms if len(term) == order}
 
 
-def verified(found: cs.Interactions, values: Values) -> dict[Term, float]:
+def verified(found: cs.Interactions, values: Values) -> dict[Interaction, float]:
     """Return what ``gradient`` verified; it must be what the table says."""
     index = {label: unit for unit, label in enumerate(found.units)}
     result = {
@@ -276,7 +281,7 @@ def measure_toy(name: str, n_prompts: int, methods: Sequence[str]) -> Iterable[d
                 yield from ({**cell, "method": method, "recall": s} for method, s in shares.items())
 
 
-def chance(truth: dict[Term, float], budget: int, n_draws: int = 50) -> list[float]:
+def chance(truth: dict[Interaction, float], budget: int, n_draws: int = 50) -> list[float]:
     """Return the mean recall of terms verified in random order."""
     terms, rng = list(truth), np.random.default_rng(0)
     orders = [[terms[i] for i in rng.permutation(len(terms))] for _ in range(n_draws)]

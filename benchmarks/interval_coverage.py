@@ -29,13 +29,11 @@ Every figure has a Monte-Carlo error, clustered by game. Ends with 1 if a check 
 import argparse
 import itertools
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,16 +41,11 @@ import torch
 from torch import Tensor
 
 from circuitspex import decoders
-from circuitspex.decoders import sparse_regression
-from circuitspex.interactions import NORMAL_95, Interactions
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from games import (  # pyright: ignore[reportMissingImports]
-    PromptsGame,
-    SparseGame,
-    Term,
-    random_terms,
-)
+from circuitspex._shared import Interaction
+from circuitspex.algebra.interactions import Interactions
+from circuitspex.algebra.ranking import NORMAL_95
+from circuitspex.decoders.regression import sparse_regression
+from circuitspex.games import PromptsGame, SparseGame, random_terms
 
 KINDS = ("even", "uneven", "tail", "prompts")
 KEEP_RATES = (0.5, 0.9)
@@ -95,9 +88,9 @@ class Planted:
 
     game: SparseGame | PromptsGame
     seen: Noisy | PromptsGame
-    spectrum: dict[Term, float]
+    spectrum: dict[Interaction, float]
     """Every true coefficient but the constant's, those of a dense tail included."""
-    main: list[Term]
+    main: list[Interaction]
     """The terms of the spectrum that were planted one by one."""
     budget: int
 
@@ -126,7 +119,7 @@ def plant(kind: str, keep_rate: float, seed: int, noise: float = 1.0) -> Planted
     return Planted(game, seen, spectrum, main, budget)
 
 
-def draw_terms(n_units: int, n_terms: int, rng: np.random.Generator) -> list[Term]:
+def draw_terms(n_units: int, n_terms: int, rng: np.random.Generator) -> list[Interaction]:
     """Draw half single units, a third pairs, the rest triples; half of the joint ones grow."""
     singles = random_terms(n_units, n_terms // 2, 1, rng)
     terms = dict.fromkeys(singles)
@@ -139,7 +132,7 @@ def draw_terms(n_units: int, n_terms: int, rng: np.random.Generator) -> list[Ter
     return list(terms)
 
 
-def moebius(planted: Planted, terms: Sequence[Term]) -> list[float]:
+def moebius(planted: Planted, terms: Sequence[Interaction]) -> list[float]:
     """Return the true Möbius coefficients around the intact model, by their definition."""
     subsets = {part for term in terms for part in parts(term)}
     ordered = sorted(subsets)
@@ -153,7 +146,7 @@ def moebius(planted: Planted, terms: Sequence[Term]) -> list[float]:
     ]
 
 
-def parts(term: Term) -> Iterator[Term]:
+def parts(term: Interaction) -> Iterator[Interaction]:
     """Return all subsets of a term."""
     return (p for size in range(len(term) + 1) for p in itertools.combinations(term, size))
 
@@ -199,7 +192,10 @@ def examine(planted: Planted, name: str, keep_rate: float, seed: int) -> dict[st
 
 
 def count(
-    found: Interactions, truth: dict[Term, float], main: list[Term], stable: set[Term]
+    found: Interactions,
+    truth: dict[Interaction, float],
+    main: list[Interaction],
+    stable: set[Interaction],
 ) -> Counts:
     """Count covered, listed and false terms of one result."""
     assert found.std_errors is not None
@@ -236,12 +232,16 @@ def count(
     }
 
 
-def share(terms: Sequence[Term] | set[Term], covered: dict[Term, bool]) -> tuple[float, float]:
+def share(
+    terms: Sequence[Interaction] | set[Interaction], covered: dict[Interaction, bool]
+) -> tuple[float, float]:
     """Return how many terms are covered, of how many."""
     return sum(covered[term] for term in terms), len(terms)
 
 
-def proportion_false(listed: list[Term], truth: dict[Term, float]) -> tuple[float, float]:
+def proportion_false(
+    listed: list[Interaction], truth: dict[Interaction, float]
+) -> tuple[float, float]:
     """Return the share of a list that is false, which is 0 for an empty one."""
     false = sum(truth.get(term, 0.0) == 0 for term in listed)
     return false / max(1, len(listed)), 1.0

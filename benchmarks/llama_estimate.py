@@ -18,7 +18,7 @@ import json
 
 import torch
 
-from circuitspex.forking import Fork, plan
+from circuitspex.ablation.forking import Fork, plan
 
 N_LAYERS, N_HEADS, N_KEY_HEADS, WIDTH, D_MLP = 32, 32, 8, 4096, 14_336
 GROUPS = {"1 to 3": 0, "14 to 16": 13, "30 to 32": 29}

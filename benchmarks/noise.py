@@ -24,10 +24,8 @@ Before anything is measured, each must find a small game without noise exactly.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +33,9 @@ import torch
 from torch import Tensor
 
 from circuitspex import decoders
-from circuitspex.transforms import Coordinates, evaluate
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from games import Term, random_terms  # pyright: ignore[reportMissingImports]
+from circuitspex._shared import Interaction
+from circuitspex.algebra.transforms import Coordinates, evaluate
+from circuitspex.games import random_terms  # pyright: ignore[reportMissingImports]
 
 DECIBELS = list(range(-5, 41, 5))
 
@@ -77,7 +74,7 @@ METHODS = {
 
 def draw_game(
     method: Method, size: Size, seed: int, decibels: float | None
-) -> tuple[Callable[[Tensor], Tensor], list[Term], list[float]]:
+) -> tuple[Callable[[Tensor], Tensor], list[Interaction], list[float]]:
     """Draw a game: a set function with noise, its terms and their coefficients."""
     rng = np.random.default_rng([seed, size.n_units])
     orders = [size.order] if method.exact_order else list(range(1, size.order + 1))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.report import interaction_rows
+from circuitspex.report.tables import interaction_rows
 
 
 def main() -> None:

@@ -29,16 +29,14 @@ import json
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from circuitspex.decoders import ProxySpexDecoder
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from games import GAMES, SparseGame, Term, characters  # pyright: ignore[reportMissingImports]
+from circuitspex._shared import Interaction
+from circuitspex.decoders.proxyspex import ProxySpexDecoder
+from circuitspex.games import GAMES, SparseGame, characters  # pyright: ignore[reportMissingImports]
 
 MAX_ORDER = 5
 
@@ -63,7 +61,9 @@ class _Refined(Exception):
     """Leaves shapiq once its spectrum is ready, before it is converted to an index."""
 
 
-def run_shapiq(game: Any, budget: int, seed: int) -> tuple[_Recording, dict[Term, float], float]:
+def run_shapiq(
+    game: Any, budget: int, seed: int
+) -> tuple[_Recording, dict[Interaction, float], float]:
     """Let shapiq sample and fit; return what it saw, its spectrum and the seconds of fitting.
 
     The spectrum is in the parity convention, (-1) to the number of kept units of a term.
@@ -73,7 +73,7 @@ def run_shapiq(game: Any, budget: int, seed: int) -> tuple[_Recording, dict[Term
     proxy = ProxySPEX(n=game.n_units, max_order=MAX_ORDER, index="k-SII", random_state=seed)
     recording, spectrum, refine = _Recording(game), {}, proxy._refine
 
-    def refine_and_keep(*arguments: Any) -> dict[Term, float]:
+    def refine_and_keep(*arguments: Any) -> dict[Interaction, float]:
         spectrum.update(refine(*arguments))
         raise _Refined
 
@@ -89,7 +89,7 @@ def run_shapiq(game: Any, budget: int, seed: int) -> tuple[_Recording, dict[Term
     return recording, spectrum, time.perf_counter() - recording.answered
 
 
-def parity_predict(spectrum: dict[Term, float], masks: np.ndarray) -> np.ndarray:
+def parity_predict(spectrum: dict[Interaction, float], masks: np.ndarray) -> np.ndarray:
     """Evaluate a spectrum of shapiq's convention; zeros if it is empty."""
     if not spectrum:
         return np.zeros(len(masks))
@@ -130,7 +130,7 @@ def compare(name: str, n_units: int, budget: int, seed: int, n_test: int) -> dic
 
 def check_answers() -> None:
     """Make sure that what is about to be timed is right."""
-    support: list[Term] = [(), (1,), (4,), (1, 4), (4, 7), (1, 4, 7)]
+    support: list[Interaction] = [(), (1,), (4,), (1, 4), (4, 7), (1, 4, 7)]
     game = SparseGame(12, support, np.array([1.0, 2.0, -2.0, 1.5, 1.0, -1.0]))
     found = ProxySpexDecoder(max_order=3).decode(game, budget=400, seed=0)
     kept = {t: c for t, c in zip(found.support, found.coefficients.tolist(), strict=True)}

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 import circuitspex as cs
-from circuitspex.cluster._session import connected
+from circuitspex.cluster.session import connected
 
 
 def load(name: str | None):

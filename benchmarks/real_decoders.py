@@ -45,10 +45,10 @@ from torch import Tensor
 
 import circuitspex as cs
 from circuitspex import decoders
-from circuitspex._types import SampledSetFunction
-from circuitspex.decoders.sparse_regression import SparseRegression
-from circuitspex.designs import bernoulli_masks
-from circuitspex.evaluation import draw_balanced
+from circuitspex._shared.protocols import SampledSetFunction
+from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.designs.bernoulli import bernoulli_masks
+from circuitspex.evaluation.evaluation import draw_balanced
 
 SETTINGS: tuple[int | str, ...] = ("all", 4, 1)
 BUDGETS = [500, 1000, 2000, 4000, 8000]

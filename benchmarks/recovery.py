@@ -48,16 +48,10 @@ from peers.tables import Table
 from torch import Tensor
 
 from circuitspex import decoders
-from circuitspex.decoders.sparse_regression import SparseRegression
+from circuitspex._shared import Interaction
+from circuitspex.decoders.regression.sparse_regression import SparseRegression
 from circuitspex.errors import CircuitSpexError
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from games import (  # pyright: ignore[reportMissingImports]
-    GAMES,
-    Game,
-    SparseGame,
-    Term,
-)
+from circuitspex.games import GAMES, Game, SparseGame
 
 MAX_ORDER = 5
 FLOOR = 1e-3
@@ -135,7 +129,7 @@ class _Timed:
         return values
 
 
-def parity_predict(spectrum: dict[Term, float], masks: np.ndarray) -> np.ndarray:
+def parity_predict(spectrum: dict[Interaction, float], masks: np.ndarray) -> np.ndarray:
     """Evaluate a spectrum in the parity convention, (-1) to the number of kept units of a term."""
     values = np.zeros(len(masks))
     for term, value in spectrum.items():
@@ -148,14 +142,14 @@ def r2(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(1 - np.square(truth - predicted).mean() / truth.var())
 
 
-def support(spectrum: dict[Term, float]) -> set[Term]:
+def support(spectrum: dict[Interaction, float]) -> set[Interaction]:
     """Return the terms that count as there."""
     sizes = {term: abs(value) for term, value in spectrum.items() if term}
     largest = max(sizes.values(), default=0.0)
     return {term for term, size in sizes.items() if size > FLOOR * largest}
 
 
-def f1_by_order(truth: set[Term], found: set[Term]) -> dict[str, float]:
+def f1_by_order(truth: set[Interaction], found: set[Interaction]) -> dict[str, float]:
     """Return F1 over all terms, and over those of each order in either."""
     scores = {}
     for name in ("all", *sorted({str(len(term)) for term in truth | found})):
@@ -165,7 +159,7 @@ def f1_by_order(truth: set[Term], found: set[Term]) -> dict[str, float]:
     return scores
 
 
-def scores(cell: Cell, spectrum: dict[Term, float]) -> dict[str, Any]:
+def scores(cell: Cell, spectrum: dict[Interaction, float]) -> dict[str, Any]:
     """Judge a spectrum in the parity convention."""
     masks, truth = cell.fresh()
     row: dict[str, Any] = {
@@ -349,7 +343,7 @@ def check_answers() -> None:
         row = scores(cell, {term: value * (-1) ** len(term) for term, value in signed})
         if row["f1"]["all"] != 1 or row["r2"] < 1 - 1e-12:
             raise SystemExit(f"the truth of {name} does not score 1: {row}")
-    terms: list[Term] = [(), (1,), (4,), (1, 4), (4, 7), (1, 4, 7)]
+    terms: list[Interaction] = [(), (1,), (4,), (1, 4), (4, 7), (1, 4, 7)]
     game = SparseGame(12, terms, np.array([1.0, 2.0, -2.0, 1.5, 1.0, -1.0]))
     masks = torch.from_numpy(np.random.default_rng(1).random((500, 12)) < 0.5)
     for name in (n for n in ("hybrid", "spex", "proxyspex") if n in decoders.DECODERS):

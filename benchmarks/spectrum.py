@@ -42,12 +42,12 @@ from torch import Tensor
 
 import circuitspex as cs
 from circuitspex import decoders
-from circuitspex._types import SampledSetFunction
-from circuitspex.decoders._regression import characters
-from circuitspex.decoders._samples import Samples, gather
-from circuitspex.decoders.sparse_regression import SparseRegression
-from circuitspex.evaluation import draw_balanced
-from circuitspex.masks import enumerate_masks
+from circuitspex._shared.protocols import SampledSetFunction
+from circuitspex.algebra.masks import enumerate_masks
+from circuitspex.decoders.measuring.samples import Samples, gather
+from circuitspex.decoders.regression.least_squares import characters
+from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.evaluation.evaluation import draw_balanced
 
 STEPS = (0.98, 0.9, 0.7, 0.4)
 """ρ between one mask of a chain and the next; ρ of farther ones is the product."""

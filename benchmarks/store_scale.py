@@ -20,8 +20,8 @@ import psutil
 import torch
 
 import circuitspex as cs
-from circuitspex.spec import Spec
-from circuitspex.store import ParquetStore
+from circuitspex._shared.spec import Spec
+from circuitspex.evaluation.store.parquet import ParquetStore
 
 N_UNITS, N_PROMPTS = 270, 16
 SPEC = Spec({"n_units": N_UNITS, "n_prompts": N_PROMPTS})

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from circuitspex.sweeps import Manifest, plan_sweep, sweep_states
+from circuitspex.sweeps.manifest import Manifest, plan_sweep
+from circuitspex.sweeps.state import sweep_states
 
 SWEEP = """
 method: grid
@@ -33,10 +34,10 @@ def step(name): times.append((name, time.perf_counter() - began, time.process_ti
 began = time.perf_counter()
 import torch
 step("import torch")
-from circuitspex.discover import discover
+from circuitspex.runs import discover
 step("import circuitspex")
 from circuitspex import models, tasks
-from circuitspex.masks import all_kept
+from circuitspex.algebra import all_kept
 from circuitspex.spex import CircuitSpex
 from circuitspex.units import parse_units
 model = models.load("toy-induction")

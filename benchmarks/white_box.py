@@ -24,7 +24,7 @@ from torch import Tensor
 
 import circuitspex as cs
 from circuitspex import decoders
-from circuitspex.designs import bernoulli_masks
+from circuitspex.designs.bernoulli import bernoulli_masks
 
 BUDGETS = {"gradient": [250, 500, 1000, 2000, 4000], "hybrid": [1000, 4000]}
 

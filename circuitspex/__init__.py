@@ -5,29 +5,28 @@ The names below are grouped by the stage of the data flow that they belong to.
 
 # isort: off
 # what can be ablated, and how
-from circuitspex import masks, metrics, models, units
+from circuitspex import models, units
 from circuitspex.units import UnitSet, attention_layers, heads, mlps, neuron_blocks, neurons
-from circuitspex.replacements import mean, resample
+from circuitspex.units import mean, resample
 from circuitspex.ablation import ablate
 
 # what is measured
 from circuitspex import tasks
-from circuitspex.tasks import Task
+from circuitspex.tasks import Task, metrics
 
 # decoding
-from circuitspex import decoders, designs, indices, transforms
-from circuitspex.indices import IndexValues
-from circuitspex.interactions import Interactions
+from circuitspex import decoders, designs, games
+from circuitspex.algebra import IndexValues, Interactions, indices, masks, transforms
 
-# circuits and their criteria, interactions measured one by one
-from circuitspex import criteria, measurement, verification
-from circuitspex.circuit import Circuit, best_circuit
-from circuitspex.criteria import CircuitReport
-from circuitspex.verification import Verification, verify_interactions
+# interactions measured one by one, circuits and their criteria
+from circuitspex import circuits, verification
+from circuitspex.verification import Verification, measurement, verify_interactions
+from circuitspex.circuits import Circuit, CircuitReport, best_circuit, criteria
 
 # keeping and showing results
-from circuitspex import errors, store
-from circuitspex.spec import Spec
+from circuitspex import errors
+from circuitspex.evaluation import store
+from circuitspex._shared import Spec
 from circuitspex.tracking import wandb_tracker
 
 # where it runs
@@ -50,11 +49,13 @@ __all__ = [
     "ablate",
     "attention_layers",
     "best_circuit",
+    "circuits",
     "cluster",
     "criteria",
     "decoders",
     "designs",
     "errors",
+    "games",
     "heads",
     "indices",
     "masks",

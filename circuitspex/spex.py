@@ -14,24 +14,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex import decoders, metrics, replacements
+from circuitspex import decoders
+from circuitspex._shared import Spec, current_versions
 from circuitspex.ablation import Ablated, ablate
-from circuitspex.circuit import Circuit, best_circuit
-from circuitspex.criteria import CircuitReport, verify_circuit
-from circuitspex.decoders import Decoder
+from circuitspex.algebra import Interactions, all_kept
+from circuitspex.circuits import Circuit, CircuitReport, best_circuit, verify_circuit
+from circuitspex.decoders.measuring import Decoder
 from circuitspex.errors import HookError, TaskWarning
-from circuitspex.evaluation import Evaluation, Progress, describe_evaluation
-from circuitspex.interactions import Interactions
-from circuitspex.masks import all_kept
-from circuitspex.metrics import Metric
-from circuitspex.noise_floor import noise_floor
-from circuitspex.replacements import Replacement
-from circuitspex.runner import LocalRunner, Runner, Workers
-from circuitspex.spec import Spec, current_versions
-from circuitspex.store import MemoryStore, ParquetStore, Store
-from circuitspex.tasks import Task
+from circuitspex.evaluation import (
+    Evaluation,
+    LocalRunner,
+    Progress,
+    Runner,
+    Workers,
+    describe_evaluation,
+    noise_floor,
+)
+from circuitspex.evaluation.store import MemoryStore, ParquetStore, Store
+from circuitspex.tasks import Metric, Task, metrics
 from circuitspex.tracking import NullTracker, Tracker
-from circuitspex.units import UnitSet
+from circuitspex.units import Replacement, UnitSet, replacements
 from circuitspex.verification import Verification, verify_interactions
 
 _POSITIVE_WHEN_SOLVED = ("logit_difference", "probability_difference")

@@ -1,9 +1,12 @@
 """What jobs of the cluster tests do: runs of a toy model that keep a diary of every batch."""
 
+import os
+import sys
 import time
 from pathlib import Path
 
-from circuitspex.discover import Result, Settings, discover
+from circuitspex.runs.discover import Result, discover
+from circuitspex.runs.settings import Settings
 
 BATCH = 32
 SETTINGS = Settings(decoder="lasso", budget=1024, n_prompts=8, verify=2)
@@ -57,3 +60,14 @@ def _note(folder: Path, word: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "diary").open("a") as file:
         file.write(f"{word}\n")
+
+
+def make_program(path: Path, script: str) -> None:
+    """Write an executable shell script."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def search_path() -> str:
+    """Where jobs look for modules: where we do."""
+    return os.pathsep.join(path for path in [str(Path(__file__).parent), *sys.path] if path)

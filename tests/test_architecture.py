@@ -10,92 +10,93 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "circuitspex"
 
-LEVELS = [
-    {"errors", "_types", "_checks", "_documents", "_ranking", "_spec_files", "_verdicts", "spec"},
-    {"masks", "units", "batching", "forking"},
-    {"transforms", "replacements", "metrics", "store", "designs", "tasks", "sites", "shortcuts"},
-    {"indices", "interactions", "measurement", "probes", "stand_ins", "ablation", "models"},
-    {"decoders", "runner", "noise_floor", "evaluation", "lenses"},
-    {"circuit"},
-    {"criteria", "verification"},
-    {"report", "tracking", "cluster"},
-    {"spex", "settings"},
-    {"discover"},
-    {"sweeps"},
-    {"cli"},
-]
-PEERS = {
-    ("_checks", "errors"),
-    ("_documents", "errors"),
-    ("_documents", "spec"),
-    ("spec", "errors"),
-    ("_spec_files", "errors"),
-    ("interactions", "indices"),
-    ("ablation", "probes"),
-    ("ablation", "stand_ins"),
-    ("evaluation", "runner"),
-    ("noise_floor", "runner"),
-    ("tracking", "report"),  # what is logged is what the report shows
+SHARED = ["errors", "_shared"]
+MATHEMATICS = ["algebra", "designs", "decoders", "games", "verification", "circuits"]
+MODEL = ["models", "units", "ablation", "tasks", "evaluation", "lenses"]
+PEOPLE = ["findings", "report", "tracking", "cluster", "spex", "runs", "sweeps", "cli"]
+ORDER = [*SHARED, *MATHEMATICS, *MODEL, *PEOPLE]
+"""A room imports only those before it."""
+MEETING = {("evaluation", "algebra"), ("lenses", "algebra")}
+"""Where the model may import mathematics."""
+INNER = {
+    "decoders": ["measuring", "regression", "codes", "around_intact", "process"],
+    "evaluation": ["store"],
 }
-"""Who may import whom within one level."""
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-MATHEMATICS = {
-    *("masks", "transforms", "designs", "decoders", "indices", "interactions", "store"),
-    *("measurement", "verification"),
-}
-MODEL = {
-    *("units", "sites", "batching", "replacements", "metrics", "probes", "ablation", "tasks"),
-    *("models", "shortcuts", "stand_ins", "runner", "noise_floor"),
-}
+"""Rooms within a room, in the order of their imports; the room's own files come after them."""
+ROOT = {"__init__", "spex", "findings", "errors"}
+
 FENCES = {
     "transformer_lens": {"units", "ablation", "models"},
     "transformers": {"models"},
     "gguf": {"models"},
     "wandb": {"tracking/_wandb"},
-    "lightgbm": {"decoders/proxyspex"},
+    "lightgbm": {"decoders"},
     "ray": {"cluster"},
     "submitit": {"cluster"},
     "plotly": {"report"},
-    "pyarrow": {"store", "tracking"},
-    "pydantic": {"settings"},
-    "yaml": {"_spec_files", "settings"},
+    "pyarrow": {"evaluation/store", "tracking"},
+    "pydantic": {"runs"},
+    "yaml": {"_shared", "runs"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
 
 
-def imports(source: str) -> Iterator[str]:
+def room_of(path: str) -> str:
+    """Name the room that a file or module is in, such as ``decoders/codes``."""
+    parts = path.split("/")
+    inner = parts[1:2] if parts[0] in INNER and parts[1:2][0:1] else []
+    return "/".join([parts[0], *(name for name in inner if name in INNER[parts[0]])])
+
+
+def imports(source: str) -> Iterator[tuple[str, str]]:
+    """Yield the module of every import, and what is taken from it."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, "relative imports hide the rules"
-            if node.module == "circuitspex":
-                yield from (f"circuitspex.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from ((node.module, alias.name) for alias in node.names)
 
 
 def violations(path: str, source: str) -> list[str]:
     """Name every rule that a file breaks; ``path`` is relative to the package, without ``.py``."""
-    part = path.split("/")[0]
     found = []
-    for name in imports(source):
-        top, _, rest = name.partition(".")
-        target = rest.split(".")[0]
+    for module, name in imports(source):
+        top, _, rest = module.partition(".")
         if top == "circuitspex" and path != "__init__":
-            if target not in LEVEL:
-                found.append(f"{path} imports {name}: the package itself, or no known part")
-            elif LEVEL[target] > LEVEL[part]:
-                found.append(f"{path} imports {name}: lower never imports higher")
-            elif LEVEL[target] == LEVEL[part] and target != part and (part, target) not in PEERS:
-                found.append(f"{path} imports {name}: parts of one level do not import each other")
-            if {part, target} & MATHEMATICS and {part, target} & MODEL:
-                found.append(f"{path} imports {name}: mathematics and model never meet here")
+            target = rest.replace(".", "/") or name
+            found += [
+                f"{path} imports {module}.{name}: {rule}" for rule in broken(path, target, name)
+            ]
         allowed = FENCES.get(top)
-        if allowed is not None and path not in allowed and part not in allowed:
-            found.append(f"{path} imports {name}: outside its fence")
+        if allowed is not None and not any(path == a or path.startswith(f"{a}/") for a in allowed):
+            found.append(f"{path} imports {module}: outside its fence")
     return found
+
+
+def broken(path: str, target: str, name: str) -> Iterator[str]:
+    """Yield the rules that importing ``name`` from ``target`` breaks in a file."""
+    mine, theirs = room_of(path), room_of(target)
+    here, there = mine.split("/")[0], theirs.split("/")[0]
+    if there not in ORDER:
+        yield "the package itself, or no known room"
+        return
+    if mine != theirs:
+        if target != theirs:
+            yield "reaches past the door of a room"
+        if name.startswith("_") and name != "_shared":
+            yield "a name with an underscore stays in its room"
+    if here != there:
+        if ORDER.index(there) > ORDER.index(here):
+            yield "lower never imports higher"
+        halves = [half for half in (MATHEMATICS, MODEL) for room in (here, there) if room in half]
+        if len({id(half) for half in halves}) > 1 and (here, there) not in MEETING:
+            yield "mathematics and model never meet here"
+    elif mine != theirs:
+        order = [f"{here}/{inner}" for inner in INNER[here]] + [here]
+        if order.index(theirs) > order.index(mine):
+            yield "an inner room imports only those before it"
 
 
 def real_violations() -> list[str]:
@@ -110,35 +111,73 @@ def test_package_keeps_the_import_rules() -> None:
     assert real_violations() == []
 
 
-def test_every_part_has_a_level() -> None:
-    parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert parts - {"__init__"} <= LEVEL.keys()
+def test_the_root_holds_only_what_a_newcomer_opens_first() -> None:
+    files = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py"}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert files == ROOT
+    assert files | rooms == {"__init__", *ORDER}
+
+
+def test_every_inner_room_is_known() -> None:
+    inner = {
+        path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("*/*/__init__.py")
+    }
+    assert inner == {f"{room}/{name}" for room, names in INNER.items() for name in names}
+
+
+@pytest.mark.parametrize("door", sorted(PACKAGE.glob("*/**/__init__.py")), ids=str)
+def test_a_door_says_in_a_sentence_what_a_room_is(door: Path) -> None:
+    first = (ast.get_docstring(ast.parse(door.read_text())) or "").split("\n")[0]
+    assert first.endswith(".")
 
 
 @pytest.mark.parametrize(
     ("path", "source", "rule"),
     [
-        ("masks", "from circuitspex import decoders", "lower never imports higher"),
-        ("masks", "from circuitspex.interactions import Interactions", "lower never"),
-        ("units", "from circuitspex.masks import pack", "one level"),
+        ("algebra/masks", "from circuitspex import decoders", "lower never imports higher"),
+        ("designs/bch", "from circuitspex.decoders import get", "lower never"),
+        ("units/sites", "from circuitspex.ablation import ablate", "lower never"),
         ("decoders/lasso", "from circuitspex.ablation import ablate", "never meet"),
-        ("ablation", "from circuitspex.masks import pack", "never meet"),
-        ("store/parquet", "def f():\n    from circuitspex.tasks import Task", "never meet"),
-        ("evaluation", "import transformer_lens", "outside its fence"),
+        ("ablation/forking", "from circuitspex.algebra import pack", "never meet"),
+        ("circuits/criteria", "def f():\n    from circuitspex.tasks import Task", "never meet"),
+        ("decoders/lasso", "from circuitspex.algebra.masks import pack", "past the door"),
+        ("spex", "from circuitspex.decoders.codes.bins import decode_bins", "past the door"),
+        ("decoders/spex", "from circuitspex.decoders.codes.bins import decode_bins", "past the"),
+        ("decoders/spex", "from circuitspex.algebra import _pack", "underscore stays"),
+        ("decoders/codes/bins", "from circuitspex.decoders.process import Process", "before it"),
+        ("decoders/codes/bins", "from circuitspex.decoders import get", "before it"),
+        ("evaluation/store/base", "from circuitspex.evaluation import Rows", "before it"),
+        ("evaluation/evaluation", "import transformer_lens", "outside its fence"),
         ("spex", "def f():\n    import wandb", "outside its fence"),
         ("tracking/base", "import wandb", "outside its fence"),
-        ("decoders/lasso", "from lightgbm import Booster", "outside its fence"),
-        ("discover", "import ray", "outside its fence"),
+        ("report/page", "from lightgbm import Booster", "outside its fence"),
+        ("runs/discover", "import ray", "outside its fence"),
         ("spex", "import submitit", "outside its fence"),
         ("tracking/base", "import plotly.graph_objects", "outside its fence"),
-        ("discover", "import pydantic", "outside its fence"),
+        ("spex", "import pydantic", "outside its fence"),
         ("sweeps/file", "import yaml", "outside its fence"),
-        ("discover", "from circuitspex import sweeps", "lower never imports higher"),
-        ("discover", "import circuitspex", "the package itself"),
+        ("evaluation/runner", "import pyarrow", "outside its fence"),
+        ("runs/discover", "from circuitspex import sweeps", "lower never imports higher"),
+        ("runs/discover", "import circuitspex", "the package itself"),
+        ("runs/discover", "from circuitspex import Interactions", "the package itself"),
     ],
 )
 def test_each_rule_can_fail(path: str, source: str, rule: str) -> None:
-    assert any(rule in line for line in violations(path, source))
+    assert any(rule in found for found in violations(path, source))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("decoders/spex", "from circuitspex.decoders.codes import decode_bins"),
+        ("decoders/spex", "from circuitspex.algebra import masks"),
+        ("decoders/codes/bins", "from circuitspex.decoders.codes.aliasing import Aliasing"),
+        ("evaluation/evaluation", "from circuitspex.algebra import pack"),
+        ("runs/discover", "from circuitspex._shared import Spec"),
+    ],
+)
+def test_what_is_allowed_is_not_refused(path: str, source: str) -> None:
+    assert violations(path, source) == []
 
 
 HEAVY = ("transformer_lens", "wandb", "plotly", "lightgbm", "sklearn", "pandas", "transformers")

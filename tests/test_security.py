@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from circuitspex._shared.spec import Spec
 from circuitspex.cli import show
-from circuitspex.discover import Result, Settings, discover
 from circuitspex.errors import CircuitSpexError
-from circuitspex.report import render_page
-from circuitspex.spec import Spec
+from circuitspex.report.page import render_page
+from circuitspex.runs.discover import Result, discover
+from circuitspex.runs.settings import Settings
 
 PACKAGE = Path(__file__).parent.parent / "circuitspex"
 
@@ -82,7 +83,7 @@ def test_the_look_for_dangers_finds_them(source):
 def test_the_loader_of_settings_makes_plain_values_only():
     import yaml
 
-    from circuitspex._spec_files import _Loader
+    from circuitspex._shared.mappings import _Loader
 
     assert issubclass(_Loader, yaml.SafeLoader)
     with pytest.raises(yaml.YAMLError, match="could not determine a constructor"):

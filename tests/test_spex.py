@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import circuitspex as cs
+from circuitspex.algebra.interactions import Interactions
 from circuitspex.errors import AblationError, BudgetError, HookError, TaskWarning
-from circuitspex.interactions import Interactions
-from circuitspex.tracking import NullTracker
+from circuitspex.tracking.null import NullTracker
 
 
 class Recorder(NullTracker):

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from circuitspex.ablation import ablate
-from circuitspex.evaluation import Evaluation
-from circuitspex.masks import enumerate_masks
-from circuitspex.metrics import logit_difference
-from circuitspex.store import MemoryStore
+from circuitspex.ablation.ablated import ablate
+from circuitspex.algebra.masks import enumerate_masks
+from circuitspex.algebra.transforms import fourier, moebius
+from circuitspex.evaluation.evaluation import Evaluation
+from circuitspex.evaluation.store.memory import MemoryStore
 from circuitspex.tasks import induction
-from circuitspex.transforms import fourier, moebius
-from circuitspex.units import heads
+from circuitspex.tasks.metrics import logit_difference
+from circuitspex.units.units import heads
 
 ORDERS = torch.tensor([index.bit_count() for index in range(256)])
 LAYER_0, LAYER_1 = range(4), range(4, 8)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Term = tuple[int, ...]
+Interaction = tuple[int, ...]
 WORKER = Path(__file__).with_name("shapiq_worker.py")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1", "NUMBA_NUM_THREADS": "1"}
 
@@ -21,7 +21,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1", "NUMBA_NUM_THREAD
 class Found:
     """What one peer found, in the parity convention: (-1) to the number of kept units of a term."""
 
-    spectrum: dict[Term, float]
+    spectrum: dict[Interaction, float]
     seconds: float
     n_samples: int
     version: str

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-Term = tuple[int, ...]
-Spectrum = dict[Term, float]
+Interaction = tuple[int, ...]
+Spectrum = dict[Interaction, float]
 
 
 class _Rows:
@@ -213,7 +213,7 @@ class Worker:
             setattr(peer, name, _Rows(self.masks))
         return peer
 
-    def _centred(self, interactions: dict[Term, float]) -> Spectrum:
+    def _centred(self, interactions: dict[Interaction, float]) -> Spectrum:
         """Return the spectrum of a sum over kept terms, its constant fitted to the rows.
 
         shapiq puts the value of the empty mask for the constant of most indices.
@@ -231,7 +231,7 @@ class Worker:
         return spectrum
 
 
-def _subsets(term: Term) -> list[Term]:
+def _subsets(term: Interaction) -> list[Interaction]:
     chosen = itertools.product([False, True], repeat=len(term))
     return [tuple(itertools.compress(term, keep)) for keep in chosen]
 
@@ -244,7 +244,7 @@ def _by_units(transform: dict[tuple[int, ...], Any]) -> Spectrum:
     }
 
 
-def _by_interaction(values: Any) -> dict[Term, float]:
+def _by_interaction(values: Any) -> dict[Interaction, float]:
     return {term: float(values.values[i]) for term, i in values.interaction_lookup.items()}
 
 

@@ -21,13 +21,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from circuitspex.cli._console import err, readable_errors, resumable
-from circuitspex.cli._console import out as console
+from circuitspex.cli.console import err, readable_errors, resumable
+from circuitspex.cli.console import out as console
 from circuitspex.cli.show import show_result
 
 if TYPE_CHECKING:
     from circuitspex.cluster import RayWorkers
-    from circuitspex.discover import Plan, Settings
+    from circuitspex.runs import Plan, Settings
 
 
 class WandbMode(StrEnum):
@@ -158,7 +158,7 @@ def discover_command(
     """Find a circuit of interacting units. Without options: on a toy model, within a minute."""
     options = dict(locals())
     with readable_errors():
-        from circuitspex.discover import discover
+        from circuitspex.runs import discover
         from circuitspex.tracking import wandb_tracker
 
         settings = _read_settings(config, assignments or [], options)
@@ -208,9 +208,9 @@ def _read_settings(
     config: Path | None, assignments: list[str], options: Mapping[str, Any]
 ) -> "Settings":
     # Put together: what comes later overrides.
-    from circuitspex._spec_files import read_mapping
+    from circuitspex._shared import read_mapping
     from circuitspex.errors import SettingsError
-    from circuitspex.settings import Settings, parse_value, setting_name, setting_names
+    from circuitspex.runs import Settings, parse_value, setting_name, setting_names
 
     given = {} if config is None else {setting_name(k): v for k, v in read_mapping(config).items()}
     for text in assignments:

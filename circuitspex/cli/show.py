@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from circuitspex.cli._console import out, plain, readable_errors
+from circuitspex.cli.console import out, plain, readable_errors
 
 if TYPE_CHECKING:
-    from circuitspex.discover import Result
     from circuitspex.report import InteractionRow
+    from circuitspex.runs import Result
     from circuitspex.verification import Verification
 
 
@@ -23,7 +23,7 @@ def show_command(
 ) -> None:
     """Show what a finished run found."""
     with readable_errors():
-        from circuitspex.discover import Result
+        from circuitspex.runs import Result
 
         show_result(Result.load(folder), top)
 

@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from circuitspex.cli._cluster import Cluster, Request, submit
-from circuitspex.cli._console import err, out, readable_errors
+from circuitspex.cli.cluster import Cluster, Request, submit
+from circuitspex.cli.console import err, out, readable_errors
 from circuitspex.cli.discover import WandbMode
 
 if TYPE_CHECKING:

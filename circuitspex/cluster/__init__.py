@@ -5,10 +5,17 @@ Nothing heavy is imported before it is used.
 
 from circuitspex.cluster.ray import RayWorkers, ray_workers
 from circuitspex.cluster.resources import Resources
-from circuitspex.cluster.slurm import Submission, read_submissions, sbatch_script, submit_array
+from circuitspex.cluster.slurm import (
+    Engine,
+    Submission,
+    read_submissions,
+    sbatch_script,
+    submit_array,
+)
 from circuitspex.cluster.states import JobState, job_states
 
 __all__ = [
+    "Engine",
     "JobState",
     "RayWorkers",
     "Resources",

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitspex import models, shortcuts
-from circuitspex.batching import Room
-from circuitspex.cluster._crew import Crew, Parcel
-from circuitspex.cluster._session import connected, import_ray
+from circuitspex import models
+from circuitspex.ablation import Room, shortcuts
+from circuitspex.cluster.pool import Crew, Parcel
+from circuitspex.cluster.session import connected, import_ray
 from circuitspex.cluster.worker import Chunk, Done, Job, Worker
 from circuitspex.errors import HookError, WorkerError
-from circuitspex.runner import LocalRunner, Pass, Rows
+from circuitspex.evaluation import LocalRunner, Pass, Rows
 
 _IDENTITY = ("weights", "dtype", "processing", "architecture")
 

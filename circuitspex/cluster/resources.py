@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from circuitspex._checks import did_you_mean
+from circuitspex._shared import did_you_mean
 from circuitspex.errors import ClusterError
 
 Scalar = str | int | float | bool

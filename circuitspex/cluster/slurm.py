@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from circuitspex._shared import write_atomically
 from circuitspex.cluster.resources import Resources
 from circuitspex.cluster.states import job_states
 from circuitspex.errors import ClusterError, JobInterruptedError, MissingExtraError
-from circuitspex.spec import write_atomically
 
 Engine = Literal["slurm", "local", "debug"]
 """A SLURM cluster; processes of this machine, all at once; or this very process, for debugging."""

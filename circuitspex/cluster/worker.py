@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitspex import masks as keep_masks
-from circuitspex.ablation import ablate
-from circuitspex.batching import Room
-from circuitspex.metrics import Metric
+from circuitspex.ablation import Room, ablate
+from circuitspex.algebra import masks as keep_masks
+from circuitspex.evaluation import LocalRunner, Pass, Rows
 from circuitspex.models import describe_model
-from circuitspex.replacements import Replacement
-from circuitspex.runner import LocalRunner, Pass, Rows
-from circuitspex.tasks import Task
-from circuitspex.units import UnitSet
+from circuitspex.tasks import Metric, Task
+from circuitspex.units import Replacement, UnitSet
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,12 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from circuitspex.decoders.base import Decoder
 from circuitspex.decoders.coarse_to_fine import CoarseToFineDecoder
 from circuitspex.decoders.exact import ExactDecoder
 from circuitspex.decoders.gradient import GradientDecoder
 from circuitspex.decoders.hybrid import HybridDecoder
 from circuitspex.decoders.lasso import LassoDecoder
+from circuitspex.decoders.measuring import Decoder
 from circuitspex.decoders.moebius import MoebiusDecoder
 from circuitspex.decoders.proxyspex import ProxySpexDecoder
 from circuitspex.decoders.spex import SpexDecoder

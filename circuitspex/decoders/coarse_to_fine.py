@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitspex.decoders._coarse_search import Search
-from circuitspex.decoders._group_tests import Term
-from circuitspex.decoders._neighbourhood import describe_measured
-from circuitspex.decoders._reading import Reader
-from circuitspex.decoders._samples import Meter, is_count
-from circuitspex.decoders._weights import Weights, fit_weights
-from circuitspex.decoders.base import Decoder, unit_labels
-from circuitspex.decoders.exact import errors_over_prompts, transform_all
+from circuitspex._shared import Interaction
+from circuitspex.algebra import Coordinates, Interactions, convert, evaluate
+from circuitspex.decoders.around_intact import Search, Weights, describe_measured, fit_weights
+from circuitspex.decoders.measuring import (
+    Decoder,
+    Meter,
+    Reader,
+    errors_over_prompts,
+    is_count,
+    transform_all,
+    unit_labels,
+)
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError
-from circuitspex.interactions import Interactions
-from circuitspex.transforms import Coordinates, convert, evaluate
 
 _FEWEST_MASKS = 16
 _MOST_HELD_OUT = 256
@@ -203,7 +205,7 @@ class CoarseToFineDecoder(Decoder):
     def _held_out_r2(
         self,
         search: Search,
-        terms: list[Term],
+        terms: list[Interaction],
         effects: Float[np.ndarray, " terms"],
         place: Coordinates,
     ) -> tuple[float | None, int]:

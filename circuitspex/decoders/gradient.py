@@ -7,26 +7,34 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from circuitspex._types import GRADIENT_COST
-from circuitspex.decoders._exploration import explore
-from circuitspex.decoders._gradient_means import (
+from circuitspex._shared import GRADIENT_COST, Interaction
+from circuitspex.algebra import Interactions
+from circuitspex.decoders.around_intact import Neighbourhood, describe_measured, explore
+from circuitspex.decoders.measuring import (
+    MIN_MASKS,
+    Decoder,
+    Meter,
+    Samples,
+    evaluate_round,
+    plan_rounds,
+    prompts_to_draw,
+    transform_all,
+    unit_labels,
+)
+from circuitspex.decoders.process import (
+    MAX_ORDER,
     ExpansionMean,
+    Gradients,
     LinearMean,
+    ProcessFit,
     QuadraticMean,
     clip_lengths,
+    fit_process,
+    unit_weights,
 )
-from circuitspex.decoders._neighbourhood import Neighbourhood, Term, describe_measured
-from circuitspex.decoders._process import MAX_ORDER, unit_weights
-from circuitspex.decoders._process_fit import Gradients, ProcessFit, fit_process
-from circuitspex.decoders._samples import Meter, Samples
-from circuitspex.decoders._sampling import MIN_MASKS, evaluate_round, plan_rounds, prompts_to_draw
-from circuitspex.decoders._selection import Candidates, combine
-from circuitspex.decoders.base import Decoder, unit_labels
-from circuitspex.decoders.exact import transform_all
-from circuitspex.decoders.sparse_regression import SparseRegression
+from circuitspex.decoders.regression import Candidates, SparseRegression, combine
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError
-from circuitspex.interactions import Interactions
 
 _GRADIENT_SHARE = 0.3  # of what the search leaves; twice as much of the first few hundred
 _FEW = 200
@@ -254,7 +262,7 @@ class GradientDecoder(Decoder):
         order = np.argsort(-weights, kind="stable")
         units = [(int(unit),) for unit in order[:_MAX_CANDIDATES]]
         terms = [*units, *expansion.support]
-        pairs: list[Term] = []
+        pairs: list[Interaction] = []
         if self.max_order and self.max_order > 1:
             pairs = list(combinations(sorted(order[:_PAIR_UNITS].tolist()), 2))
             sizes = np.abs(quadratic.coefficients(pairs))

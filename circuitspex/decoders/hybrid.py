@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from circuitspex.decoders._peeling import (
+from circuitspex.decoders.codes import (
     grow,
     search_bins,
     search_extensions,
@@ -13,12 +13,10 @@ from circuitspex.decoders._peeling import (
     search_parts,
     search_units,
 )
-from circuitspex.decoders._regression import strongest_units
-from circuitspex.decoders._samples import Samples
-from circuitspex.decoders._selection import Candidates, combine
 from circuitspex.decoders.lasso import LassoDecoder
+from circuitspex.decoders.measuring import Samples
 from circuitspex.decoders.proxyspex import ProxySpexDecoder
-from circuitspex.decoders.sparse_regression import SparseRegression
+from circuitspex.decoders.regression import Candidates, SparseRegression, combine, strongest_units
 from circuitspex.errors import DecoderError
 
 

@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitspex.decoders._adaptive import Adaptive
-from circuitspex.decoders._deletions import Residuals, as_deletions, subsets
-from circuitspex.decoders._group_tests import Term
-from circuitspex.decoders._moebius_bins import decode_bins
-from circuitspex.decoders._reading import Reader
-from circuitspex.decoders._samples import Meter
-from circuitspex.decoders.base import Decoder, unit_labels
-from circuitspex.decoders.exact import errors_over_prompts
+from circuitspex._shared import Interaction
+from circuitspex.algebra import (
+    Coordinates,
+    Interactions,
+    Origin,
+    enumerate_masks,
+    evaluate,
+    moebius,
+)
+from circuitspex.decoders.codes import Adaptive, Residuals, as_deletions, decode_bins, subsets
+from circuitspex.decoders.measuring import Decoder, Meter, Reader, errors_over_prompts, unit_labels
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError
-from circuitspex.interactions import Interactions
-from circuitspex.masks import enumerate_masks
-from circuitspex.transforms import Coordinates, Origin, evaluate, moebius
 
 _FEWEST_MASKS = 16
 _HELD_OUT_SHARE = 20  # one in so many masks is held out
@@ -32,7 +32,7 @@ _NEGLIGIBLE = 1e-10  # of the largest coefficient: rounding, not signal
 class Decoded:
     """Terms with coefficients and what is known about their errors."""
 
-    terms: list[Term]
+    terms: list[Interaction]
     coefficients: Float[np.ndarray, " coefficients"]
     diagnostics: dict[str, Any]
     covariance: Float[np.ndarray, "coefficients coefficients"] | None = None
@@ -251,7 +251,7 @@ class MoebiusDecoder(Decoder):
         )
 
 
-def _effect(residuals: Residuals, term: Term) -> Float[np.ndarray, " columns"]:
+def _effect(residuals: Residuals, term: Interaction) -> Float[np.ndarray, " columns"]:
     """Return the effect of a term all of whose subsets were ablated, prompt by prompt."""
     parts = subsets(term)
     values = residuals.columns(residuals.look_up(as_deletions(parts, residuals.n_units)))

@@ -5,11 +5,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from circuitspex.decoders._regression import strongest_units
-from circuitspex.decoders._samples import Samples
-from circuitspex.decoders._selection import Candidates
-from circuitspex.decoders._trees import Tree, as_terms, tree_fourier
-from circuitspex.decoders.sparse_regression import SparseRegression
+from circuitspex.decoders.measuring import Samples
+from circuitspex.decoders.regression import (
+    Candidates,
+    SparseRegression,
+    Tree,
+    as_terms,
+    strongest_units,
+    tree_fourier,
+)
 from circuitspex.errors import DecoderError
 
 

@@ -5,12 +5,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from circuitspex.decoders._peeling import grow, search_bins, search_everything, search_units
-from circuitspex.decoders._regression import scores, strongest_units
-from circuitspex.decoders._samples import Samples
-from circuitspex.decoders._selection import Candidates, combine
-from circuitspex.decoders.sparse_regression import SparseRegression
-from circuitspex.designs.bch import MAX_UNITS
+from circuitspex.decoders.codes import grow, search_bins, search_everything, search_units
+from circuitspex.decoders.measuring import Samples
+from circuitspex.decoders.regression import (
+    Candidates,
+    SparseRegression,
+    combine,
+    scores,
+    strongest_units,
+)
+from circuitspex.designs import MAX_UNITS
 from circuitspex.errors import DecoderError
 
 

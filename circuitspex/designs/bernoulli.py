@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuitspex.algebra import enumerate_masks
 from circuitspex.errors import DecoderError
-from circuitspex.masks import enumerate_masks
 
 _ENUMERABLE = 16  # up to here a short list of masks is completed from the full table
 _ROUNDS = 20  # of redrawing duplicates, where the table is too long to enumerate

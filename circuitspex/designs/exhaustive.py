@@ -3,8 +3,8 @@
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitspex.algebra import enumerate_masks
 from circuitspex.errors import BudgetError
-from circuitspex.masks import enumerate_masks
 
 
 def exhaustive_masks(

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from circuitspex.errors import MissingExtraError, ModelError
-from circuitspex.models._toys import TOYS, load_toy
+from circuitspex.models.toys import TOYS, load_toy
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from circuitspex.models._toys import BOS, N_POSITIONS, TOYS, WEIGHTS, Toy, build_toy
+from circuitspex.models.toys import BOS, N_POSITIONS, TOYS, WEIGHTS, Toy, build_toy
 
 N_STEPS = 1000
 BATCH = 96

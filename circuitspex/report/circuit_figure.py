@@ -6,16 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from circuitspex.interactions import Interactions
+from circuitspex.algebra import Interactions
 from circuitspex.report.layout import Layout, arrange, short_label
-from circuitspex.report.style import (
-    CELL_LINE,
-    INK,
-    KINDS,
-    MUTED,
-    describe,
-    figure_with_defaults,
-)
+from circuitspex.report.style import CELL_LINE, INK, KINDS, MUTED, describe, figure_with_defaults
 from circuitspex.report.tables import InteractionRow, interaction_rows, number, single_effects
 from circuitspex.verification import Verification
 

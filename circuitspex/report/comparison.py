@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitspex._shared import write_atomically
 from circuitspex.report.comparison_figures import parallel_figure, setting_figure
 from circuitspex.report.frame import document, drawing, section
 from circuitspex.report.tables import number
-from circuitspex.spec import write_atomically
 
 Row = Mapping[str, Any]
 

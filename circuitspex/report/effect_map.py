@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from circuitspex.interactions import Interactions
+from circuitspex.algebra import Interactions
 from circuitspex.report.layout import parse_all, row_key, row_name
 from circuitspex.report.style import DIVERGING, INK
 from circuitspex.report.tables import number, single_effects

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitspex.interactions import Interactions
+from circuitspex.algebra import Interactions
 from circuitspex.report.effect_map import EffectMap, make_effect_map
 from circuitspex.report.layout import short_label
 from circuitspex.report.style import CELL_LINE, INK, MUTED, figure_with_defaults, plotly_scale

@@ -8,15 +8,14 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitspex.circuit import Circuit
-from circuitspex.criteria import CircuitReport
-from circuitspex.interactions import Interactions
+from circuitspex._shared import Spec, write_result
+from circuitspex.algebra import Interactions
+from circuitspex.circuits import Circuit, CircuitReport
 from circuitspex.report import sections
 from circuitspex.report.circuit_figure import circuit_figure, drawn_rows
 from circuitspex.report.figures import effect_figure, energy_figure, prediction_figure
 from circuitspex.report.frame import document, drawing, section
 from circuitspex.report.tables import InteractionRow
-from circuitspex.spec import Spec, write_result
 from circuitspex.verification import Verification
 
 HeldOut = tuple[Float[Tensor, " masks"], Float[Tensor, " masks"]]

@@ -4,9 +4,9 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from circuitspex.circuit import Circuit
-from circuitspex.criteria import CircuitReport
-from circuitspex.interactions import NORMAL_95, Interactions
+from circuitspex._shared import Spec
+from circuitspex.algebra import NORMAL_95, Interactions
+from circuitspex.circuits import Circuit, CircuitReport
 from circuitspex.report.tables import (
     NO_JOINT_TERMS,
     InteractionRow,
@@ -14,7 +14,6 @@ from circuitspex.report.tables import (
     measured,
     number,
 )
-from circuitspex.spec import Spec
 from circuitspex.verification import Verification, describe_place
 
 _N_ROWS = 40

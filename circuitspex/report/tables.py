@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
+from circuitspex.algebra import NORMAL_95, Interactions, kind
 from circuitspex.errors import ResultError
-from circuitspex.interactions import NORMAL_95, Interactions, kind
 from circuitspex.verification import CheckedInteraction, Verification
 
 _FIRST = ("verified", "undecided", "refuted")  # then what was not checked

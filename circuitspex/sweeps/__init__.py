@@ -5,7 +5,7 @@ from circuitspex.sweeps.expansion import expand
 from circuitspex.sweeps.file import SweepFile, parse_sweep, read_sweep
 from circuitspex.sweeps.jobs import states_with_jobs, submit_sweep, sweep_script
 from circuitspex.sweeps.manifest import Manifest, plan_sweep, read_manifest
-from circuitspex.sweeps.running import due, run_entry, run_sweep
+from circuitspex.sweeps.running import WandbMode, due, run_entry, run_sweep
 from circuitspex.sweeps.state import RunState, run_state, sweep_states
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Manifest",
     "RunState",
     "SweepFile",
+    "WandbMode",
     "collect",
     "due",
     "expand",

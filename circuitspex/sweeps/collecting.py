@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitspex.discover import read_summary
 from circuitspex.errors import SweepError
 from circuitspex.report import Comparison, write_comparison
+from circuitspex.runs import read_summary
 from circuitspex.sweeps.manifest import Manifest, read_manifest
 from circuitspex.sweeps.state import sweep_states
 

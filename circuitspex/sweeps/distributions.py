@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from circuitspex._checks import did_you_mean
+from circuitspex._shared import did_you_mean
 from circuitspex.errors import SweepError
 
 Number = int | float

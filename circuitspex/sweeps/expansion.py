@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from circuitspex.errors import SettingsError, SweepError
-from circuitspex.settings import Settings
+from circuitspex.runs import Settings
 from circuitspex.sweeps.distributions import as_sent, distribution_of, percentile
 from circuitspex.sweeps.file import SweepFile
 

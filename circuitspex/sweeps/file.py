@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitspex._checks import did_you_mean
-from circuitspex._spec_files import parse_mapping
+from circuitspex._shared import did_you_mean, parse_mapping
 from circuitspex.errors import SettingsError, SweepError
-from circuitspex.settings import parse_value, setting_name
+from circuitspex.runs import parse_value, setting_name
 from circuitspex.sweeps.distributions import distribution_of
 
 _ONLINE = "Start it with wandb sweep, and wandb agent on machines with internet"

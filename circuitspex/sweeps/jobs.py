@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from circuitspex.cluster import (
+    Engine,
     JobState,
     Resources,
     Submission,
@@ -14,7 +15,6 @@ from circuitspex.cluster import (
     sbatch_script,
     submit_array,
 )
-from circuitspex.cluster.slurm import Engine
 from circuitspex.errors import ClusterError, JobInterruptedError, SweepError
 from circuitspex.sweeps.manifest import Manifest, read_manifest
 from circuitspex.sweeps.running import WandbMode, due, run_entry

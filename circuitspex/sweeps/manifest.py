@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuitspex._documents import read_document, write_document
+from circuitspex._shared import read_document, write_atomically, write_document
 from circuitspex.errors import ResultError, SettingsError, SweepError
-from circuitspex.settings import Settings
-from circuitspex.spec import write_atomically
+from circuitspex.runs import Settings
 from circuitspex.sweeps.expansion import expand
 from circuitspex.sweeps.file import read_sweep
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from circuitspex.discover import SETTINGS, SUMMARY
+from circuitspex.runs import SETTINGS, SUMMARY
 from circuitspex.sweeps.manifest import Manifest, read_manifest
 from circuitspex.sweeps.state import (
     FAILED,

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import psutil
 
-from circuitspex._documents import read_document, write_document
-from circuitspex.discover import SUMMARY, read_summary
+from circuitspex._shared import read_document, write_document
 from circuitspex.errors import ResultError
+from circuitspex.runs import SUMMARY, read_summary
 from circuitspex.sweeps.manifest import Manifest
 
 RUNNING, FAILED, LOG = "running.json", "failed.json", "log.txt"

@@ -5,11 +5,24 @@ from difflib import get_close_matches
 from typing import Any
 
 from circuitspex.errors import TaskError
+from circuitspex.tasks import metrics
 from circuitspex.tasks.induction import induction
 from circuitspex.tasks.ioi import ioi
+from circuitspex.tasks.metrics import Metric, Targets, identify, logit_difference
 from circuitspex.tasks.task import Task
 
-__all__ = ["TASKS", "Task", "induction", "ioi", "make"]
+__all__ = [
+    "TASKS",
+    "Metric",
+    "Targets",
+    "Task",
+    "identify",
+    "induction",
+    "ioi",
+    "logit_difference",
+    "make",
+    "metrics",
+]
 
 TASKS: dict[str, Callable[..., Task]] = {"ioi": ioi, "induction": induction}
 

@@ -16,13 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import wandb
 
-from circuitspex.circuit import Circuit
-from circuitspex.criteria import CircuitReport
+from circuitspex._shared import Spec
+from circuitspex.algebra import Interactions
+from circuitspex.circuits import Circuit, CircuitReport
 from circuitspex.errors import TrackingWarning
-from circuitspex.interactions import Interactions
-from circuitspex.report.effect_map import head_map_image
-from circuitspex.report.tables import InteractionRow, interaction_rows
-from circuitspex.spec import Spec
+from circuitspex.report import InteractionRow, head_map_image, interaction_rows
 from circuitspex.tracking.base import result_scalars
 from circuitspex.verification import CheckedInteraction, Verification
 

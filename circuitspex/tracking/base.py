@@ -6,10 +6,9 @@ from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from circuitspex.circuit import Circuit
-from circuitspex.criteria import CircuitReport
-from circuitspex.interactions import Interactions
-from circuitspex.spec import Spec
+from circuitspex._shared import Spec
+from circuitspex.algebra import Interactions
+from circuitspex.circuits import Circuit, CircuitReport
 from circuitspex.verification import Verification
 
 

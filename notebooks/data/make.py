@@ -21,12 +21,12 @@ from exhaustive_pairs import read
 from interaction_recall import effect, heuristics, read_values, recall, verify
 
 import circuitspex as cs
-from circuitspex._types import GRADIENT_COST
-from circuitspex.decoders import GradientDecoder
-from circuitspex.decoders._exploration import explore
-from circuitspex.decoders._neighbourhood import Neighbourhood
-from circuitspex.decoders._samples import Meter
-from circuitspex.designs import bernoulli_masks
+from circuitspex._shared.protocols import GRADIENT_COST
+from circuitspex.decoders.gradient import GradientDecoder
+from circuitspex.decoders.around_intact.exploration import explore
+from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood
+from circuitspex.decoders.measuring.samples import Meter
+from circuitspex.designs.bernoulli import bernoulli_masks
 
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "benchmarks" / "README.md"

@@ -17,11 +17,11 @@ from unittest.mock import patch
 
 import torch
 
-import circuitspex.discover  # noqa: F401 - imported before the fork
-from circuitspex.ablation import Ablated
-from circuitspex.batching import Batcher
+import circuitspex.runs  # noqa: F401 - imported before the fork
+from circuitspex.ablation.ablated import Ablated
+from circuitspex.ablation.batching import Batcher
 from circuitspex.cli import app
-from circuitspex.runner import LocalRunner
+from circuitspex.evaluation.runner import LocalRunner
 
 BATCH = 16
 OPTIONS = {"decoder": "lasso", "budget": 512, "keep_rate": 0.7, "n_prompts": 4, "verify": 4}

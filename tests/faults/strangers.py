@@ -19,11 +19,11 @@ from rich.console import Console
 from writers import SPEC, rows_of
 
 from circuitspex.cli import show
-from circuitspex.discover import Result, read_summary
 from circuitspex.errors import CircuitSpexError
-from circuitspex.report import render_page
-from circuitspex.settings import Settings
-from circuitspex.store import ParquetStore
+from circuitspex.evaluation.store.parquet import ParquetStore
+from circuitspex.report.page import render_page
+from circuitspex.runs.discover import Result, read_summary
+from circuitspex.runs.settings import Settings
 
 LONGEST = 60
 """Seconds after which something hangs."""
@@ -150,7 +150,7 @@ def _change(path: Path, rng: random.Random) -> None:
 
 
 def _with_hashes(document: Any) -> str | None:
-    from circuitspex.spec import Spec
+    from circuitspex._shared.spec import Spec
 
     try:
         spec = Spec(*(document[part] for part in ("evaluation", "discovery", "versions")))

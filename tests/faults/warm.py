@@ -4,7 +4,8 @@ import tempfile
 import warnings
 
 import circuitspex.tracking._wandb  # noqa: F401
-from circuitspex.discover import Settings, discover
+from circuitspex.runs.discover import discover
+from circuitspex.runs.settings import Settings
 
 with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
     warnings.simplefilter("ignore")

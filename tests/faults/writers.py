@@ -10,8 +10,8 @@ from unittest.mock import patch
 import torch
 from job import PROCESSES
 
-from circuitspex.spec import Spec
-from circuitspex.store import ParquetStore
+from circuitspex._shared.spec import Spec
+from circuitspex.evaluation.store.parquet import ParquetStore
 
 N_UNITS = 20
 SPEC = Spec({"n_units": N_UNITS, "n_prompts": 1})
@@ -30,7 +30,7 @@ def write_until_killed(folder: Path, noted: Path, seed: int) -> None:
     file = os.open(noted, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     # Merging all the time, into several files.
     names: Any = {"_MAX_LOOSE": 3, "_MERGED_BYTES": 4000}
-    with patch.multiple("circuitspex.store._shelf", **names):
+    with patch.multiple("circuitspex.evaluation.store.shards", **names):
         while True:
             store = ParquetStore(folder, SPEC)
             for _ in range(rng.randrange(12)):

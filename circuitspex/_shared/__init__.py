@@ -1,0 +1,40 @@
+"""What all rooms need and no one owns: documents, files, checks, protocols, specs."""
+
+from circuitspex._shared.checks import check_gates, check_masks, did_you_mean
+from circuitspex._shared.documents import pack_matrix, read_document, unpack_matrix, write_document
+from circuitspex._shared.files import fsync_file, fsync_folder, write_atomically, write_result
+from circuitspex._shared.mappings import parse_mapping, read_mapping
+from circuitspex._shared.protocols import (
+    GRADIENT_COST,
+    DifferentiableSetFunction,
+    Interaction,
+    SampledDifferentiableSetFunction,
+    SampledSetFunction,
+    SetFunction,
+)
+from circuitspex._shared.spec import Spec, current_versions, describe_differences
+
+__all__ = [
+    "GRADIENT_COST",
+    "DifferentiableSetFunction",
+    "Interaction",
+    "SampledDifferentiableSetFunction",
+    "SampledSetFunction",
+    "SetFunction",
+    "Spec",
+    "check_gates",
+    "check_masks",
+    "current_versions",
+    "describe_differences",
+    "did_you_mean",
+    "fsync_file",
+    "fsync_folder",
+    "pack_matrix",
+    "parse_mapping",
+    "read_document",
+    "read_mapping",
+    "unpack_matrix",
+    "write_atomically",
+    "write_document",
+    "write_result",
+]

@@ -1,0 +1,39 @@
+"""Values on coded masks in, the interactions that signed them out."""
+
+from circuitspex.decoders.codes.adaptive import Adaptive
+from circuitspex.decoders.codes.deletions import (
+    Residuals,
+    SpentError,
+    as_deletions,
+    run_side_by_side,
+    search,
+    subsets,
+)
+from circuitspex.decoders.codes.moebius_bins import decode_bins
+from circuitspex.decoders.codes.peeling import (
+    grow,
+    search_bins,
+    search_everything,
+    search_extensions,
+    search_pairs,
+    search_parts,
+    search_units,
+)
+
+__all__ = [
+    "Adaptive",
+    "Residuals",
+    "SpentError",
+    "as_deletions",
+    "decode_bins",
+    "grow",
+    "run_side_by_side",
+    "search",
+    "search_bins",
+    "search_everything",
+    "search_extensions",
+    "search_pairs",
+    "search_parts",
+    "search_units",
+    "subsets",
+]

@@ -1,0 +1,45 @@
+"""Masks with values in, sparse Fourier terms with honest errors out."""
+
+from circuitspex.decoders.regression.crossfit import held_out_r2, r2_std_error
+from circuitspex.decoders.regression.least_squares import (
+    characters,
+    scores,
+    solve,
+    solve_gram,
+    strongest_units,
+)
+from circuitspex.decoders.regression.row_fit import RowFit, Rows, fit_rows
+from circuitspex.decoders.regression.screens import (
+    covariances,
+    leftover,
+    noise_level,
+    screen_pairs,
+    screen_triples,
+)
+from circuitspex.decoders.regression.selection import Candidates, combine
+from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.decoders.regression.trees import Tree, as_terms, tree_fourier
+
+__all__ = [
+    "Candidates",
+    "RowFit",
+    "Rows",
+    "SparseRegression",
+    "Tree",
+    "as_terms",
+    "characters",
+    "combine",
+    "covariances",
+    "fit_rows",
+    "held_out_r2",
+    "leftover",
+    "noise_level",
+    "r2_std_error",
+    "scores",
+    "screen_pairs",
+    "screen_triples",
+    "solve",
+    "solve_gram",
+    "strongest_units",
+    "tree_fourier",
+]

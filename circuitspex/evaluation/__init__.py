@@ -1,0 +1,19 @@
+"""A model, a task and units in, a set function out; it asks its store first."""
+
+from circuitspex.evaluation import store
+from circuitspex.evaluation.evaluation import Evaluation, Progress, describe_evaluation
+from circuitspex.evaluation.noise_floor import noise_floor
+from circuitspex.evaluation.runner import LocalRunner, Pass, Rows, Runner, Workers
+
+__all__ = [
+    "Evaluation",
+    "LocalRunner",
+    "Pass",
+    "Progress",
+    "Rows",
+    "Runner",
+    "Workers",
+    "describe_evaluation",
+    "noise_floor",
+    "store",
+]

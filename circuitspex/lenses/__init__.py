@@ -1,0 +1,1 @@
+"""Set functions of other things than components in, set functions with labelled units out."""

@@ -1,0 +1,51 @@
+"""What can be ablated, where it lives in the model, and what stands in for it."""
+
+from circuitspex.units import replacements
+from circuitspex.units.replacements import Replacement, mean, resample
+from circuitspex.units.sites import Site, plan_sites
+from circuitspex.units.stand_ins import ByHook, StandIns, ones, zeros
+from circuitspex.units.units import (
+    MLP,
+    AttentionLayer,
+    Head,
+    Neuron,
+    NeuronBlock,
+    Unit,
+    UnitSet,
+    attention_layers,
+    check_units,
+    heads,
+    mlps,
+    neuron_blocks,
+    neurons,
+    parse_unit,
+    parse_units,
+)
+
+__all__ = [
+    "MLP",
+    "AttentionLayer",
+    "ByHook",
+    "Head",
+    "Neuron",
+    "NeuronBlock",
+    "Replacement",
+    "Site",
+    "StandIns",
+    "Unit",
+    "UnitSet",
+    "attention_layers",
+    "check_units",
+    "heads",
+    "mean",
+    "mlps",
+    "neuron_blocks",
+    "neurons",
+    "ones",
+    "parse_unit",
+    "parse_units",
+    "plan_sites",
+    "replacements",
+    "resample",
+    "zeros",
+]

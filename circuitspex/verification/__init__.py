@@ -1,0 +1,17 @@
+"""Named interactions in, measured effects and verdicts out."""
+
+from circuitspex.verification import measurement
+from circuitspex.verification.verification import (
+    CheckedInteraction,
+    Verification,
+    describe_place,
+    verify_interactions,
+)
+
+__all__ = [
+    "CheckedInteraction",
+    "Verification",
+    "describe_place",
+    "measurement",
+    "verify_interactions",
+]
