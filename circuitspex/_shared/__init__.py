@@ -13,28 +13,3 @@ from circuitspex._shared.protocols import (
     SetFunction,
 )
 from circuitspex._shared.spec import Spec, current_versions, describe_differences
-
-__all__ = [
-    "GRADIENT_COST",
-    "DifferentiableSetFunction",
-    "Interaction",
-    "SampledDifferentiableSetFunction",
-    "SampledSetFunction",
-    "SetFunction",
-    "Spec",
-    "check_gates",
-    "check_masks",
-    "current_versions",
-    "describe_differences",
-    "did_you_mean",
-    "fsync_file",
-    "fsync_folder",
-    "pack_matrix",
-    "parse_mapping",
-    "read_document",
-    "read_mapping",
-    "unpack_matrix",
-    "write_atomically",
-    "write_document",
-    "write_result",
-]

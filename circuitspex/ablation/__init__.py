@@ -3,5 +3,3 @@
 from circuitspex.ablation import shortcuts
 from circuitspex.ablation.ablated import Ablated, ablate, answer_logits
 from circuitspex.ablation.batching import Room
-
-__all__ = ["Ablated", "Room", "ablate", "answer_logits", "shortcuts"]

@@ -4,16 +4,3 @@ from circuitspex.evaluation import store
 from circuitspex.evaluation.evaluation import Evaluation, Progress, describe_evaluation
 from circuitspex.evaluation.noise_floor import noise_floor
 from circuitspex.evaluation.runner import LocalRunner, Pass, Rows, Runner, Workers
-
-__all__ = [
-    "Evaluation",
-    "LocalRunner",
-    "Pass",
-    "Progress",
-    "Rows",
-    "Runner",
-    "Workers",
-    "describe_evaluation",
-    "noise_floor",
-    "store",
-]

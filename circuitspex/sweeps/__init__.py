@@ -7,26 +7,3 @@ from circuitspex.sweeps.jobs import states_with_jobs, submit_sweep, sweep_script
 from circuitspex.sweeps.manifest import Manifest, plan_sweep, read_manifest
 from circuitspex.sweeps.running import WandbMode, due, run_entry, run_sweep
 from circuitspex.sweeps.state import RunState, run_state, sweep_states
-
-__all__ = [
-    "Collected",
-    "Manifest",
-    "RunState",
-    "SweepFile",
-    "WandbMode",
-    "collect",
-    "due",
-    "expand",
-    "parse_sweep",
-    "plan_sweep",
-    "read_manifest",
-    "read_sweep",
-    "run_entry",
-    "run_state",
-    "run_sweep",
-    "states_with_jobs",
-    "submit_sweep",
-    "sweep_script",
-    "sweep_states",
-    "sync",
-]

@@ -4,5 +4,3 @@ from circuitspex.decoders.around_intact.coarse_search import Search
 from circuitspex.decoders.around_intact.exploration import explore
 from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood, describe_measured
 from circuitspex.decoders.around_intact.weights import Weights, fit_weights
-
-__all__ = ["Neighbourhood", "Search", "Weights", "describe_measured", "explore", "fit_weights"]

@@ -19,21 +19,3 @@ from circuitspex.decoders.codes.peeling import (
     search_parts,
     search_units,
 )
-
-__all__ = [
-    "Adaptive",
-    "Residuals",
-    "SpentError",
-    "as_deletions",
-    "decode_bins",
-    "grow",
-    "run_side_by_side",
-    "search",
-    "search_bins",
-    "search_everything",
-    "search_extensions",
-    "search_pairs",
-    "search_parts",
-    "search_units",
-    "subsets",
-]

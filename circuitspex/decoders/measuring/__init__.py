@@ -19,24 +19,3 @@ from circuitspex.decoders.measuring.samples import (
     variance_components,
 )
 from circuitspex.decoders.measuring.stopping import Course
-
-__all__ = [
-    "MIN_MASKS",
-    "Course",
-    "Decoder",
-    "Meter",
-    "Reader",
-    "Samples",
-    "describe_designs",
-    "errors_over_prompts",
-    "evaluate_round",
-    "gather",
-    "is_count",
-    "join",
-    "plan_rounds",
-    "prompts_to_draw",
-    "rounding_of",
-    "transform_all",
-    "unit_labels",
-    "variance_components",
-]

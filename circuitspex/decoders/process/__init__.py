@@ -8,15 +8,3 @@ from circuitspex.decoders.process.gradient_means import (
 )
 from circuitspex.decoders.process.process import MAX_ORDER, unit_weights
 from circuitspex.decoders.process.process_fit import Gradients, ProcessFit, fit_process
-
-__all__ = [
-    "MAX_ORDER",
-    "ExpansionMean",
-    "Gradients",
-    "LinearMean",
-    "ProcessFit",
-    "QuadraticMean",
-    "clip_lengths",
-    "fit_process",
-    "unit_weights",
-]

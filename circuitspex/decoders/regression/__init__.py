@@ -19,27 +19,3 @@ from circuitspex.decoders.regression.screens import (
 from circuitspex.decoders.regression.selection import Candidates, combine
 from circuitspex.decoders.regression.sparse_regression import SparseRegression
 from circuitspex.decoders.regression.trees import Tree, as_terms, tree_fourier
-
-__all__ = [
-    "Candidates",
-    "RowFit",
-    "Rows",
-    "SparseRegression",
-    "Tree",
-    "as_terms",
-    "characters",
-    "combine",
-    "covariances",
-    "fit_rows",
-    "held_out_r2",
-    "leftover",
-    "noise_level",
-    "r2_std_error",
-    "scores",
-    "screen_pairs",
-    "screen_triples",
-    "solve",
-    "solve_gram",
-    "strongest_units",
-    "tree_fourier",
-]

@@ -7,5 +7,3 @@ process, :class:`ParquetStore` stays on disk; both keep the contract :class:`Sto
 from circuitspex.evaluation.store.base import Store
 from circuitspex.evaluation.store.memory import MemoryStore
 from circuitspex.evaluation.store.parquet import ParquetStore
-
-__all__ = ["MemoryStore", "ParquetStore", "Store"]
