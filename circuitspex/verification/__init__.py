@@ -1,12 +1,8 @@
 """Named interactions in, measured effects and verdicts out."""
 
 from circuitspex.verification import measurement
-from circuitspex.verification.verification import (
-    CheckedInteraction,
-    Verification,
-    describe_place,
-    verify_interactions,
-)
+from circuitspex.verification.record import CheckedInteraction, Verification, describe_place
+from circuitspex.verification.verification import verify_interactions
 
 __all__ = [
     "CheckedInteraction",

@@ -22,7 +22,7 @@ from circuitspex.report.layout import arrange, short_label
 from circuitspex.report.page import render_page, write_page
 from circuitspex.report.style import KINDS
 from circuitspex.report.tables import interaction_rows, number, single_effects
-from circuitspex.verification.verification import Verification
+from circuitspex.verification import Verification
 
 # As Any: plotly's own annotations allow too much to be of use.
 circuit_figure: Any = report.circuit_figure

@@ -28,7 +28,7 @@ from circuitspex.report.tables import interaction_rows
 from circuitspex.tracking import _wandb, wandb_tracker
 from circuitspex.tracking.base import Tracker, result_scalars
 from circuitspex.tracking.null import NullTracker
-from circuitspex.verification.verification import Verification
+from circuitspex.verification import Verification
 
 UNITS = ("L0H0", "L0H1", "L1H0", "L1H1")
 SPEC = Spec(

@@ -20,7 +20,7 @@ from circuitspex.algebra.transforms import Origin, moebius
 from circuitspex.circuits.circuit import Circuit
 from circuitspex.errors import ResultError
 from circuitspex.games import PromptsGame, SparseGame, gates
-from circuitspex.verification.verification import Verification, verify_interactions
+from circuitspex.verification import Verification, verify_interactions
 
 N = 6
 
