@@ -144,7 +144,7 @@ class PromptsGame:
     def sample(
         self, masks: Tensor, prompts_per_mask: int, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Evaluate each mask on a few prompts, dealt like cards so that prompts are balanced."""
+        """Return each mask on a few prompts, dealt like cards so that prompts are balanced."""
         n_decks = -(-len(masks) * prompts_per_mask // self.n_prompts)
         scores = rng.random((len(masks), self.n_prompts))
         prompts = np.argsort(scores, axis=1)[:, :prompts_per_mask]
@@ -165,7 +165,7 @@ class PromptsGame:
     def sample_gradients(
         self, masks: Tensor, prompts_per_mask: int, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate each mask with its gradient on a few prompts."""
+        """Return each mask with its gradient on a few prompts."""
         values, prompts = self.sample(masks, prompts_per_mask, rng)
         self.n_evaluations += 2 * prompts.numel()
         each = [slopes(masks.numpy(), self.support, c, self.keep_rate) for c in self.coefficients]
@@ -176,7 +176,7 @@ class PromptsGame:
 def random_terms(
     n_units: int, n_terms: int, order: int, rng: np.random.Generator
 ) -> list[Interaction]:
-    """Draw distinct terms of one order."""
+    """Return distinct random terms of one order."""
     terms: dict[Interaction, None] = {}
     while len(terms) < n_terms:
         term = sorted(int(unit) for unit in rng.choice(n_units, order, replace=False))
@@ -185,14 +185,14 @@ def random_terms(
 
 
 def peak(n_units: int, seed: int = 0) -> SparseGame:
-    """Ten terms of order 5 and nothing below them (ProxySPEX, "Synthetic-Peak")."""
+    """Return ten terms of order 5 and nothing below them (ProxySPEX, "Synthetic-Peak")."""
     rng = np.random.default_rng(seed)
     support = random_terms(n_units, 10, min(5, n_units), rng)
     return SparseGame(n_units, support, rng.uniform(-1, 1, len(support)))
 
 
 def hierarchy(n_units: int, seed: int = 0) -> SparseGame:
-    """Ten terms of order 5 with all their subsets (ProxySPEX, "Synthetic-Complete-Hierarchy")."""
+    """Return ten terms of order 5 with all subsets (ProxySPEX, "Synthetic-Complete-Hierarchy")."""
     rng = np.random.default_rng(seed)
     terms: dict[Interaction, None] = {}
     for top in random_terms(n_units, 10, min(5, n_units), rng):
@@ -202,7 +202,7 @@ def hierarchy(n_units: int, seed: int = 0) -> SparseGame:
 
 
 def gates(n_units: int, seed: int = 0) -> SparseGame:
-    """Five ORs, five ANDs and five XORs of two to four units, each with a weight of its own.
+    """Return the sum of five ORs, ANDs and XORs each, of two to four units, weighted at random.
 
     Hierarchical terms (of ORs and ANDs) beside terms with nothing below them (of XORs).
     """
