@@ -1,4 +1,4 @@
-"""Set functions and their coefficients as values: masks and coefficients in, coefficients out."""
+"""Values of masks in, coefficients in any basis out: set functions and interactions as values."""
 
 from circuitspex.algebra import indices, masks, transforms
 from circuitspex.algebra.indices import IndexValues

@@ -1,4 +1,4 @@
-"""The command line: ``circuitspex discover``, ``show``, ``units`` and ``sweep``."""
+"""Words on a command line in, runs, tables and pages out."""
 
 import typer
 

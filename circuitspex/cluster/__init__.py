@@ -1,4 +1,4 @@
-"""One run on many GPUs or nodes, many runs on a cluster, with engines that others keep.
+"""A run in, its rows done by Ray's workers out; a sweep in, SLURM jobs out.
 
 Nothing heavy is imported before it is used.
 """

@@ -1,4 +1,4 @@
-"""Decoders: from a set function and a budget to sparse interactions, one method a file."""
+"""A set function and a budget in, sparse interactions out; one method a file."""
 
 from dataclasses import fields
 from difflib import get_close_matches

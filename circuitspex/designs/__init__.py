@@ -1,4 +1,4 @@
-"""Designs: the rules that choose which masks to evaluate."""
+"""A number of units in, the masks to evaluate out; one rule a file."""
 
 from circuitspex.designs.affine import AffineDesign, AffineGroup, affine_design, affine_size
 from circuitspex.designs.bch import MAX_UNITS

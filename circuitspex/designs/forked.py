@@ -7,7 +7,7 @@ in as many contexts as there are groups, not masks.
 
 **When it fails:** where early layers matter. On SmolLM2 such masks run up to 2.7 times faster and
 teach that much less each: at equal time they predict about as well as independent ones, no better
-(benchmarks/README.md, Forked designs). So no decoder draws them by itself; give the groups to
+(benchmarks/forked_designs.md). So no decoder draws them by itself; give the groups to
 ``sample`` and to the decoder's ``fit``.
 """
 

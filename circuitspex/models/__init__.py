@@ -1,4 +1,4 @@
-"""Loading models: two toys that ship, local folders, GGUF files, or names on a hub."""
+"""A name, a folder or a GGUF file in, a model out; two toys ship."""
 
 from circuitspex.models.fingerprint import describe_model
 from circuitspex.models.loading import from_hugging_face, load

@@ -1,4 +1,4 @@
-"""Results for people: tables, figures and one self-contained HTML page."""
+"""Findings in, tables, figures and one self-contained HTML page out."""
 
 from circuitspex.report.circuit_figure import circuit_figure
 from circuitspex.report.comparison import Comparison, render_comparison, write_comparison

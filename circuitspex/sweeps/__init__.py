@@ -1,4 +1,4 @@
-"""Sweeps: W&B's sweep files without W&B's server, planned, run and collected in one folder."""
+"""A W&B sweep file in, many runs and their comparison in one folder out; no server needed."""
 
 from circuitspex.sweeps.collecting import Collected, collect, sync
 from circuitspex.sweeps.expansion import expand

@@ -1,4 +1,4 @@
-"""Tasks: prompts with correct and incorrect answers, for a given model."""
+"""A model in, prompts with correct and incorrect answers out, and metrics that read logits."""
 
 from collections.abc import Callable
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""Where runs are recorded besides the disk: nowhere by default, or on Weights & Biases."""
+"""Findings in, a record on Weights & Biases out, or nothing."""
 
 import warnings
 from collections.abc import Mapping, Sequence

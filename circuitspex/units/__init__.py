@@ -1,4 +1,4 @@
-"""What can be ablated, where it lives in the model, and what stands in for it."""
+"""A model in, what can be ablated out: where it lives, and what stands in for it."""
 
 from circuitspex.units import replacements
 from circuitspex.units.replacements import Replacement, mean, resample

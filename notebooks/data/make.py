@@ -29,7 +29,7 @@ from circuitspex.decoders.measuring.samples import Meter
 from circuitspex.designs.bernoulli import bernoulli_masks
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "benchmarks" / "README.md"
+BLACK_BOXES = HERE.parents[1] / "benchmarks" / "real_decoders.md"
 BUDGETS = [100, 150, 200, 300, 400, 500, 600, 726, 1000, 1300, 1815]
 SHOWN_BUDGET = 726  # 2 % of all 36,315 pairs
 KEEP_RATES = [0.95, 0.9, 0.8]
@@ -230,7 +230,7 @@ def make_outliers(model, task, store: Path | None, n_gradients: int = 320) -> di
 
 
 def read_black_boxes(path: Path) -> list[dict[str, Any]]:
-    """Return the R² of black-box decoders on the average game, from the table of a README."""
+    """Return the R² of black-box decoders on the average game, from the table of a page."""
     rows = []
     for line in path.read_text().splitlines():
         cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
@@ -259,7 +259,7 @@ def main() -> None:
     gradients = [single_gradients(model, task, options.tables, prompt) for prompt in range(4)]
     lines = [line for path in options.white_box for line in path.read_text().splitlines()]
     makers = {
-        "r2": lambda: read_black_boxes(README) + [json.loads(line) for line in lines],
+        "r2": lambda: read_black_boxes(BLACK_BOXES) + [json.loads(line) for line in lines],
         "recall": lambda: make_recall(options.tables, gradients),
         "trials": lambda: {
             "pairs": make_pairs(options.tables, gradients[0]),

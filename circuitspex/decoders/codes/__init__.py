@@ -1,4 +1,4 @@
-"""Values on coded masks in, the interactions that signed them out."""
+"""Values on coded masks in, the interactions that explain them out."""
 
 from circuitspex.decoders.codes.adaptive import Adaptive
 from circuitspex.decoders.codes.deletions import (

@@ -64,7 +64,7 @@ class QuadraticMean(Mean):
     units; the two estimates of a pair, from either unit's gradient, are averaged. Terms that were
     measured exactly around the intact model have their measured value instead, or a share of it:
     where masks ablate many units, far from that model, interactions are others, and all of the
-    measured value costs more than it tells (benchmarks/README.md#white-box).
+    measured value costs more than it tells (benchmarks/white_box.md).
     """
 
     name: ClassVar[str] = "quadratic"

@@ -10,7 +10,7 @@ search runs on the other folds and predicts it, at every support size and penalt
 The other folds' fits did use the row, so its value can sway the choice, though not by its own
 error. A second layer of folds inside each fold would exclude that too, at several times the
 searches; on pure noise, where it would show most, the reported R² is not above zero without it
-(tests/test_decoder_statistics.py).
+(tests/decoders/test_decoder_statistics.py).
 """
 
 from collections.abc import Callable, Sequence

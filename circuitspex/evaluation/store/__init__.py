@@ -1,4 +1,4 @@
-"""Evaluations, kept: which value, and which gradient, a mask gave on a prompt.
+"""Evaluated rows in, their values and gradients out again, from memory or disk.
 
 A store answers what it has been told and knows no models. :class:`MemoryStore` goes with the
 process, :class:`ParquetStore` stays on disk; both keep the contract :class:`Store`.
