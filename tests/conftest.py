@@ -1,4 +1,4 @@
-"""Models that tests share, and the check that every test leaves them as it found them.
+"""What tests share: models, which every test must leave as it found them, and settings.
 
 Nothing of the package is imported at the top: the pytest option that checks shapes must come first.
 """
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from shared_models import SharedModels
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask a hub
 
@@ -19,30 +21,28 @@ HOW_TO_GET_IT = (
     f"{SMOLLM2})."
 )
 
-_SHARED: dict[str, tuple[Any, Any]] = {}
-"""Every model that tests share, with its state when it was made."""
+settings.register_profile("random", print_blob=True)
+settings.register_profile("ci", derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "random")
+
+_SHARED = SharedModels()
 
 
 def share(name: str, make: Any) -> Any:
     """Make a model once per session; later tests get the same one."""
-    from slow_truth import state_of
-    from tiny_models import warm_up
+    return _SHARED.get(name, make)
 
-    if name not in _SHARED:
-        model = make()
-        warm_up(model)
-        _SHARED[name] = (model, state_of(model))
-    return _SHARED[name][0]
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_models_are_left_alone_by_all():
+    yield
+    _SHARED.check_all()
 
 
 @pytest.fixture(autouse=True)
 def _shared_models_are_left_alone():
     yield
-    if _SHARED:
-        from slow_truth import assert_same_state, state_of
-
-        for name, (model, before) in _SHARED.items():
-            assert_same_state(state_of(model), before, f"a test changed the shared model {name}")
+    _SHARED.check_used()
 
 
 @pytest.fixture

@@ -187,6 +187,11 @@ def state_of(model: Any) -> dict[str, Any]:
     }
 
 
+def changes(after: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Name what of a model's state is not as it was."""
+    return [key for key in before if after[key] != before[key]]
+
+
 def assert_same_state(after: dict[str, Any], before: dict[str, Any], why: str) -> None:
-    changed = [key for key in before if after[key] != before[key]]
+    changed = changes(after, before)
     assert not changed, f"{why}: {', '.join(changed)}"

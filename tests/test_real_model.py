@@ -19,7 +19,7 @@ from circuitspex.tasks.metrics import logit_difference
 from circuitspex.tasks.task import Task
 from circuitspex.units.units import heads, neurons
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 
 
 def test_it_has_the_units_it_should(smollm2):

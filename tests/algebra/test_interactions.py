@@ -120,7 +120,7 @@ def test_predictions_do_not_depend_on_the_basis(basis, origin, rate):
     assert_near(actual, wanted)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(TARGETS), st.sampled_from(TARGETS), st.integers(0, 99))
 def test_converting_there_and_back_changes_no_prediction_or_error(first, second, seed):
     result = make(full(3), 3, seed, covariance=random_covariance(8, seed)).to(*first)
@@ -508,7 +508,7 @@ def test_without_held_out_rows_or_errors_there_are_no_p_values():
     assert mixed.p_values is None
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(
     st.lists(st.sampled_from([0.0, 0.5, 1.5, 2.0, 2.2, 2.5, 3.0, 4.0]), min_size=1, max_size=26),
     st.sampled_from([0.01, 0.05, 0.2, 0.6]),

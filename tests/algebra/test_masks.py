@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitspex import masks as m
@@ -43,7 +43,6 @@ def test_too_many_units_to_enumerate():
         m.enumerate_masks(25)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), rows=st.integers(0, 5), n_units=st.integers(1, 40))
 def test_packing_is_undone_by_unpacking(seed, rows, n_units):
     masks = random_masks(seed, rows, n_units)

@@ -3,7 +3,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitspex.algebra.masks import enumerate_masks
@@ -119,7 +119,6 @@ def test_fourier_at_one_half_is_walsh_hadamard_with_kept_as_plus_one():
     assert_near(fourier(values), signs @ values / 8)
 
 
-@settings(deadline=None)
 @given(values=tables, rate=rates)
 def test_inverses_undo_their_transforms(values, rate):
     values = table(values)
@@ -128,7 +127,6 @@ def test_inverses_undo_their_transforms(values, rate):
         assert_near(inverse_moebius(moebius(values, origin=origin), origin=origin), values)
 
 
-@settings(deadline=None)
 @given(values=tables, rate=rates)
 def test_parseval_under_the_law_of_the_masks(values, rate):
     values = table(values)
@@ -138,7 +136,6 @@ def test_parseval_under_the_law_of_the_masks(values, rate):
     assert_near(fourier(values, rate).square().sum(), (weights * values.square()).sum(), 1e-7)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(4)))
 def test_relabelling_units_relabels_coefficients(seed, order):
     values = random_table(4, seed)
@@ -214,7 +211,6 @@ def test_sparse_conversion_agrees_with_the_dense_transforms(source, target):
         assert list(new_support) == support
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sets(st.integers(0, 9), max_size=5), max_size=6),
     st.sampled_from(BASES),

@@ -40,6 +40,8 @@ from circuitspex.runs.discover import discover
 from circuitspex.runs.settings import Settings
 from circuitspex.tasks.metrics import logit_difference
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]
+
 HERE = Path(__file__).parents[1]
 LENGTHS = (5, 7, 5)
 BATCH = 16

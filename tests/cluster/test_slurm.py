@@ -31,6 +31,8 @@ from circuitspex.cluster.slurm import (
 from circuitspex.cluster.states import JobState, job_states
 from circuitspex.errors import ClusterError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]
+
 REQUIRED = "CIRCUITSPEX_REQUIRE_SLURM"
 FIVE_MINUTES = Resources(minutes=5)
 PATIENCE = 240

@@ -56,7 +56,7 @@ def assert_exact(found, game, tolerance=1e-9):
 # Designs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_every_unit_is_in_as_many_pools(n_pools, n_units, order, seed):
     pools = pool_matrix(n_pools, n_units, order, np.random.default_rng(seed))
@@ -86,7 +86,7 @@ def test_as_many_pools_as_are_said_to_be_needed_tell_sets_apart(n_units, order):
     assert pools_needed(7, 7) <= 7
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 4), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_bins_are_ors_of_bits(n_bits, n_units, seed):
     """Subsampled transforms alias as claimed: against the dense transform, written out."""

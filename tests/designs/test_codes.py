@@ -121,7 +121,7 @@ def test_codes_for_five_errors_have_as_many_checks_as_published(first, last, n_c
         assert bch_code(n_units, 5).n_checks == n_checks
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(1, 3000), st.integers(1, 6), st.data())
 def test_every_set_is_decoded_from_checks_some_of_which_are_wrong(n_units, max_errors, data):
     code = bch_code(n_units, max_errors)
@@ -189,7 +189,7 @@ def test_every_word_there_is_decodes_like_exhaustive_search(n_units, max_errors)
     assert_decodes_like_exhaustive_search(code, words[:: max(1, len(words) // 512)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 14), st.integers(1, 4), st.integers(0, 2**32), st.integers(0, 8))
 @example(9, 3, 0, 4)  # one error too many
 def test_random_words_decode_like_exhaustive_search(n_units, max_errors, seed, n_wrong):
@@ -202,7 +202,7 @@ def test_random_words_decode_like_exhaustive_search(n_units, max_errors, seed, n
     assert_decodes_like_exhaustive_search(code, words)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3000), st.integers(1, 6), st.integers(0, 2**32))
 def test_what_is_decoded_lies_within_reach_of_its_word(n_units, max_errors, seed):
     code, rng = bch_code(n_units, max_errors), np.random.default_rng(seed)

@@ -112,7 +112,7 @@ def small_design(n_units, n_bits, seed, max_errors=2):
     return AffineDesign(bch_code(n_units, max_errors), tuple(groups))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(3, 60), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(0, 999))
 def test_coded_masks_are_words_times_delays_as_written(n_units, n_bits, seed):
     """Mask by mask: unit i is ablated if <M_i, 1 - word> + delay_i + s_i is odd."""
@@ -162,7 +162,7 @@ def test_coded_masks_of_different_groups_are_independent():
     assert np.abs(agree / 1500 - 0.5).max() < 6 * 0.5 / np.sqrt(1500)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(6, 40), st.lists(st.integers(1, 4), min_size=1, max_size=2), st.data())
 def test_a_character_is_its_bins_character_with_a_sign_for_every_delay(n_units, n_bits, data):
     design = small_design(n_units, n_bits, data.draw(st.integers(0, 999)))
@@ -208,7 +208,7 @@ def sizes_that_fit(n_units, n_masks, errors):
     ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 400), st.integers(1, 20_000), st.integers(1, 7))
 @example(96, 983, 5)
 @example(96, 984, 5)

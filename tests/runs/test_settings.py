@@ -46,7 +46,7 @@ VALID = st.builds(
 
 
 @given(VALID)
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_settings_are_the_same_from_every_form(
     tmp_path_factory: Any, chosen: dict[str, Any]
 ) -> None:
@@ -66,7 +66,7 @@ def test_settings_are_the_same_from_every_form(
 
 
 @given(VALID)
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_a_run_name_is_one_plain_folder_name(chosen: dict[str, Any]) -> None:
     name = Settings.from_mapping(chosen).run_name
     assert Path(name).name == name
@@ -243,7 +243,7 @@ def load(raw: bytes, suffix: str, folder: Path) -> Settings | None:
 
 
 @given(raw=st.binary(max_size=200), suffix=st.sampled_from([".yaml", ".json"]))
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 def test_any_bytes_are_settings_or_a_clear_error(
     tmp_path_factory: Any, raw: bytes, suffix: str
 ) -> None:
@@ -260,7 +260,7 @@ NAMES = st.sampled_from(setting_names()) | st.text(max_size=8)
 
 
 @given(mapping=st.dictionaries(NAMES, VALUES, max_size=4), as_yaml=st.booleans())
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 def test_any_values_are_settings_or_a_clear_error(
     tmp_path_factory: Any, mapping: dict[str, Any], as_yaml: bool
 ) -> None:
@@ -287,7 +287,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=25))
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 def test_any_yaml_like_text_is_settings_or_a_clear_error(
     tmp_path_factory: Any, pieces: list[str]
 ) -> None:

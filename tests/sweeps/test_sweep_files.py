@@ -220,7 +220,7 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(DOCUMENTS)
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 def test_any_document_is_a_sweep_or_a_clear_error(document: dict[str, Any]) -> None:
     message, runs = "", []
     try:
@@ -234,7 +234,7 @@ def test_any_document_is_a_sweep_or_a_clear_error(document: dict[str, Any]) -> N
 
 
 @given(raw=st.binary(max_size=200), suffix=st.sampled_from([".yaml", ".json"]))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_any_bytes_are_a_sweep_or_a_clear_error(
     tmp_path_factory: Any, raw: bytes, suffix: str
 ) -> None:
