@@ -71,9 +71,9 @@ def main() -> None:
         exits.enter_context(connected("local", sum(ways)))
         spexes = {}
         for way in ways:
-            crew = cs.cluster.ray_workers(name or "toy-induction", way) if way else None
+            pool = cs.cluster.ray_workers(name or "toy-induction", way) if way else None
             spexes[way] = exits.enter_context(
-                cs.CircuitSpex(model, task, units, batch_size=options.batch_size, workers=crew)
+                cs.CircuitSpex(model, task, units, batch_size=options.batch_size, workers=pool)
             )
         for at in range(-1, options.rounds):
             # Fresh masks each round, as what was evaluated before is remembered.

@@ -36,8 +36,6 @@ from circuitspex.tracking import NullTracker, Tracker
 from circuitspex.units import Replacement, UnitSet, replacements
 from circuitspex.verification import Verification, verify_interactions
 
-_POSITIVE_WHEN_SOLVED = ("logit_difference", "probability_difference")
-
 
 class CircuitSpex:
     """A model wrapped for one task: inside the block it is a set function that can be decoded.
@@ -469,7 +467,7 @@ class CircuitSpex:
         return self._store
 
     def _warn_if_unsolved(self) -> None:
-        if metrics.identify(self._metric) not in _POSITIVE_WHEN_SOLVED:
+        if not metrics.is_positive_when_solved(self._metric):
             return
         values = self.per_prompt(all_kept(self.n_units))[0]
         if values.mean() <= 0:

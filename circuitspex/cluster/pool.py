@@ -54,21 +54,24 @@ class _Member:
     parcels: list[Parcel] = field(default_factory=list)
 
 
-class Crew:
+class WorkerPool:
     """Workers that all hold one model; a dead one is replaced and its chunks are run again."""
 
-    def __init__(self, hire: Callable[[], Any], n_workers: int, patience: int | float) -> None:
-        """Prepare to hire workers.
+    def __init__(
+        self, make_worker: Callable[[], Any], n_workers: int, patience: int | float
+    ) -> None:
+        """Prepare to start workers.
 
         Args:
-            hire: Makes an actor with the methods of :class:`~circuitspex.cluster.worker.Worker`.
+            make_worker: Makes an actor that does what a
+                :class:`~circuitspex.cluster.worker.Worker` does.
             n_workers: How many.
             patience: Seconds to wait for a worker when none is at work.
         """
         self._ray = import_ray()
         names = ("RayActorError", "ObjectLostError", "OutOfMemoryError")
         self._lost = tuple(getattr(self._ray.exceptions, name) for name in names)
-        self._hire = hire
+        self._make_worker = make_worker
         self._n_workers = n_workers
         self._patience = patience
         self._members: list[_Member] = []
@@ -176,7 +179,7 @@ class Crew:
         return parcel, outcome
 
     def _add(self) -> None:
-        member = _Member(self._hire())
+        member = _Member(self._make_worker())
         self._members.append(member)
         self._calls[member.actor.start.remote()] = member, None
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuitspex import models
 from circuitspex.ablation import Room, shortcuts
-from circuitspex.cluster.pool import Crew, Parcel
+from circuitspex.cluster.pool import Parcel, WorkerPool
 from circuitspex.cluster.session import connected, import_ray
 from circuitspex.cluster.worker import Chunk, Done, Job, Worker
 from circuitspex.errors import HookError, WorkerError
@@ -107,7 +107,7 @@ class RayWorkers:
         self._start_timeout = start_timeout
         self._exits = ExitStack()
         self._n_blocks = 0
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._room: Room | None = None
         self._identity: dict[str, Any] = {}
         self._checked: Any = None
@@ -143,7 +143,7 @@ class RayWorkers:
 
     def _leave(self) -> None:
         self._n_blocks = 0
-        self._crew, self._room, self._checked = None, None, None
+        self._pool, self._room, self._checked = None, None, None
         self._exits.close()
 
     def room(self) -> Room:
@@ -166,13 +166,13 @@ class RayWorkers:
         make = ray.remote(_Actor).options(
             max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **self._resources
         )
-        hire = partial(make.remote, [load], self._resources["num_cpus"], str(Path.cwd()))
-        crew = Crew(hire, self.n_workers, self._start_timeout)
-        self._exits.callback(crew.stop)
-        started = crew.start()
+        make_worker = partial(make.remote, [load], self._resources["num_cpus"], str(Path.cwd()))
+        pool = WorkerPool(make_worker, self.n_workers, self._start_timeout)
+        self._exits.callback(pool.stop)
+        started = pool.start()
         self._identity = started[0].model
         self._room = min((each.room for each in started), key=lambda room: room.n_bytes)
-        self._crew = crew
+        self._pool = pool
 
     def _refuse_the_impossible(self) -> None:
         if self._address or os.environ.get("RAY_ADDRESS"):
@@ -202,7 +202,7 @@ class RayWorkers:
             WorkerError: Outside the block, or if the workers hold another model.
             HookError: If there are hooks on the model that workers would not have.
         """  # noqa: DOC502 - raised by the check
-        if self._crew is None:
+        if self._pool is None:
             raise WorkerError("workers run inside a block only: with workers: ...")
         self._check(local.ablated.model)
         ablated = local.ablated
@@ -218,7 +218,7 @@ class RayWorkers:
             matmul_precision=torch.get_float32_matmul_precision(),
         )
         kept = import_ray().put(job)
-        yield RayRunner(local, partial(self._crew.run, (job.key, [kept]), job.units))
+        yield RayRunner(local, partial(self._pool.run, (job.key, [kept]), job.units))
 
     def _check(self, model: Any) -> None:
         if shortcuts.somebody_looks(model.hook_dict.values()):

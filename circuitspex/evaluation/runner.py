@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuitspex.ablation import Ablated, Room, answer_logits
 from circuitspex.errors import TaskError
-from circuitspex.tasks import Metric, Targets, Task, logit_difference
+from circuitspex.tasks import Metric, Targets, Task, tokens_read
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +199,7 @@ class LocalRunner:
                 yield members, here
 
     def _tokens_read(self, prompts: Tensor) -> Tensor | None:
-        # The logits of some prompts' answers are all that a logit difference reads.
-        if self.metric is not logit_difference:
+        if tokens_read(self.metric) == "all":
             return None
         wrong, is_wrong = self.task.wrong_table
         answers = torch.tensor(self.task.answers)[prompts]

@@ -22,6 +22,7 @@ from circuitspex import decoders, tasks
 from circuitspex._shared import did_you_mean, read_mapping, write_result
 from circuitspex.errors import SettingsError
 from circuitspex.tasks import metrics
+from circuitspex.units import REPLACEMENTS
 
 MAX_EXACT_UNITS = 20
 
@@ -29,7 +30,6 @@ VERIFIED_SHARE = 0.25
 """Evaluations for measuring interactions one by one, as a share of the budget and on top of it."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-ABLATIONS = ("zero", "mean", "resample")
 
 _Name = Annotated[str, MinLen(1), MaxLen(1000)]
 # Counts stay within what every store and file format holds.
@@ -268,7 +268,7 @@ def _choices() -> dict[str, tuple[str, ...]]:
         "task": tuple(tasks.TASKS),
         "decoder": ("auto", *decoders.DECODERS),
         "metric": tuple(metrics.METRICS),
-        "ablation": ABLATIONS,
+        "ablation": tuple(REPLACEMENTS),
         "dtype": DTYPES,
     }
 

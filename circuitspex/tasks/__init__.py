@@ -8,7 +8,7 @@ from circuitspex.errors import TaskError
 from circuitspex.tasks import metrics
 from circuitspex.tasks.induction import induction
 from circuitspex.tasks.ioi import ioi
-from circuitspex.tasks.metrics import Metric, Targets, identify, logit_difference
+from circuitspex.tasks.metrics import Metric, Targets, identify, logit_difference, tokens_read
 from circuitspex.tasks.task import Task
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "logit_difference",
     "make",
     "metrics",
+    "tokens_read",
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {"ioi": ioi, "induction": induction}

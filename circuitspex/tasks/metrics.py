@@ -1,6 +1,7 @@
 """Metrics: logits at the answer position become one number per row; higher is better at the task.
 
-A metric is any function of ``(logits, targets)``, so users can pass their own.
+A metric is any function of ``(logits, targets)``, so users can pass their own. It may declare
+(:func:`declare`) what those who run it can spare.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, MethodType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,8 +38,42 @@ class Targets:
 
 
 Metric: TypeAlias = Callable[[Tensor, Targets], Tensor]
+AnyMetric = TypeVar("AnyMetric", bound=Metric)
+Reads: TypeAlias = Literal["all", "answers"]
 
 
+def declare(
+    *, reads: Reads = "all", positive_when_solved: bool = False
+) -> Callable[[AnyMetric], AnyMetric]:
+    """Make a decorator that notes what a metric is like; one that declares nothing reads all.
+
+    Args:
+        reads: Whose logits it reads: ``all`` tokens', or those of correct and incorrect ``answers``
+            only. Then no others are computed, and targets count the columns that are.
+        positive_when_solved: Whether a model that does the task has values above 0.
+
+    Returns:
+        The decorator; it returns the metric itself.
+    """
+
+    def note(metric: AnyMetric) -> AnyMetric:
+        metric.__dict__.update(reads=reads, positive_when_solved=positive_when_solved)
+        return metric
+
+    return note
+
+
+def tokens_read(metric: Metric) -> Reads:
+    """Return whose logits a metric reads."""
+    return getattr(metric, "reads", "all")
+
+
+def is_positive_when_solved(metric: Metric) -> bool:
+    """Return whether a model that does the task has values above 0."""
+    return getattr(metric, "positive_when_solved", False)
+
+
+@declare(reads="answers", positive_when_solved=True)
 def logit_difference(
     logits: Float[Tensor, "rows vocab"], targets: Targets
 ) -> Float[Tensor, " rows"]:
@@ -69,6 +104,7 @@ def answer_log_probability(
     return _at(torch.log_softmax(logits.float(), dim=-1), targets.answers)
 
 
+@declare(positive_when_solved=True)
 def probability_difference(
     logits: Float[Tensor, "rows vocab"], targets: Targets
 ) -> Float[Tensor, " rows"]:
@@ -105,10 +141,8 @@ def negative_kl(logits: Float[Tensor, "rows vocab"], targets: Targets) -> Float[
 
 
 METRICS: dict[str, Metric] = {
-    "logit_difference": logit_difference,
-    "answer_log_probability": answer_log_probability,
-    "probability_difference": probability_difference,
-    "negative_kl": negative_kl,
+    metric.__name__: metric
+    for metric in (logit_difference, answer_log_probability, probability_difference, negative_kl)
 }
 
 

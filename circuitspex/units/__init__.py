@@ -1,7 +1,7 @@
 """A model in, what can be ablated out: where it lives, and what stands in for it."""
 
 from circuitspex.units import replacements
-from circuitspex.units.replacements import Replacement, mean, resample
+from circuitspex.units.replacements import REPLACEMENTS, Replacement, mean, resample
 from circuitspex.units.sites import Site, plan_sites
 from circuitspex.units.stand_ins import ByHook, StandIns, ones, zeros
 from circuitspex.units.units import (
@@ -24,6 +24,7 @@ from circuitspex.units.units import (
 
 __all__ = [
     "MLP",
+    "REPLACEMENTS",
     "AttentionLayer",
     "ByHook",
     "Head",

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitspex.errors import AblationError
-from circuitspex.units.replacements import Replacement, Zero
+from circuitspex.units.replacements import Replacement
 
 ByHook: TypeAlias = Callable[[str], Tensor]
 """From a hook point's name to what replaces its activation: one for all rows, or one per row."""
@@ -28,8 +28,6 @@ class StandIns:
         Args:
             capture: From sequences of one length to their activations at every hook point.
         """
-        if isinstance(self._replacement, Zero):
-            return
         sequences = self._replacement.sequences
         lengths = torch.tensor([len(tokens) for tokens in sequences])
         self._ranks = torch.zeros(len(sequences), dtype=torch.long)
@@ -55,21 +53,21 @@ class StandIns:
         Raises:
             AblationError: If no reference prompt, or not the right counterfactual, is as long.
         """
-        if isinstance(self._replacement, Zero):
-            return
         name, sequences = self._replacement.name, self._replacement.sequences
+        if not sequences:
+            return
         if n_positions not in self._by_length:
             known = ", ".join(map(str, sorted(self._by_length)))
             raise AblationError(
                 f"{name} ablation has no stand-in for prompts of {n_positions} tokens, only for "
                 f"{known}. Give reference prompts of that length."
             )
-        if name == "resample" and (
+        if self._replacement.one_per_prompt and (
             prompt_ids.max() >= len(sequences)
             or any(len(sequences[i]) != n_positions for i in prompt_ids.tolist())
         ):
             raise AblationError(
-                f"resample ablation needs one counterfactual per prompt, of the same length; got "
+                f"{name} ablation needs one counterfactual per prompt, of the same length; got "
                 f"{len(sequences)} counterfactuals for prompts of {n_positions} tokens."
             )
 
@@ -83,11 +81,11 @@ class StandIns:
         Returns:
             The look-up, by hook point.
         """
-        if isinstance(self._replacement, Zero):
+        if not self._replacement.sequences:
             return zeros
         table = self._by_length[n_positions]
-        is_own = self._replacement.name == "resample"
-        rows = self._replacement.rows(self._ranks[prompt_ids] if is_own else prompt_ids)
+        is_own = self._replacement.one_per_prompt
+        rows = self._ranks[prompt_ids] if is_own else torch.zeros_like(prompt_ids)
         return lambda hook: table[hook][rows.to(table[hook].device)]
 
 

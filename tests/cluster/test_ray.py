@@ -21,7 +21,7 @@ from slow_truth import random_masks, random_tokens
 
 import circuitspex as cs
 from circuitspex._shared.protocols import SampledDifferentiableSetFunction
-from circuitspex.cluster.pool import Crew, Parcel
+from circuitspex.cluster.pool import Parcel, WorkerPool
 from circuitspex.cluster.session import _own_defaults, _signals_kept
 from circuitspex.cluster.worker import Chunk
 from circuitspex.decoders import DECODERS
@@ -202,8 +202,8 @@ KEEP_RATES = {"spex": 0.5, "moebius": 0.5}
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_decoder_finds_the_same(workers, toy, name):
     found = []
-    for crew in (None, workers("toy-induction")):
-        with wrap_toy(toy, crew) as spex:
+    for pool in (None, workers("toy-induction")):
+        with wrap_toy(toy, pool) as spex:
             found.append(
                 spex.discover(
                     name,
@@ -222,8 +222,8 @@ def test_every_decoder_finds_the_same(workers, toy, name):
 
 def test_verification_on_other_prompts_and_back_gives_the_same(workers, llama):
     found = []
-    for crew in (None, workers("llama-grouped")):
-        with wrap(llama, crew) as spex:
+    for pool in (None, workers("llama-grouped")):
+        with wrap(llama, pool) as spex:
             interactions = spex.discover("lasso", budget=300, keep_rate=0.7)
             held_out = spex.verify_interactions(interactions, top=3, task=spex.task.held_out)
             here = spex.verify_interactions(interactions, top=3)
@@ -260,10 +260,10 @@ def test_a_killed_worker_costs_nothing_but_its_batches(cluster, llama):
             killed[0].send_signal(signal.SIGKILL)
 
     before = {process.pid for process in children("ray::_Actor")}
-    with cs.cluster.ray_workers(make_llama, 2) as crew:
+    with cs.cluster.ray_workers(make_llama, 2) as pool:
         own = {process.pid for process in children("ray::_Actor")} - before
         assert len(own) == 2
-        with wrap(llama, crew, batch_size=4, progress=kill_one) as spex:
+        with wrap(llama, pool, batch_size=4, progress=kill_one) as spex:
             with pytest.warns(WorkerWarning, match="a worker died; another one takes its place"):
                 values = spex(masks)
             assert torch.equal(values, local)
@@ -283,10 +283,10 @@ def fail_on_second_prompt(logits: torch.Tensor, targets: Any) -> torch.Tensor:
 def test_a_poisoned_batch_fails_with_its_masks_named(workers, llama):
     masks = random_masks(40, len(make_units(llama)), seed=8)
     store = MemoryStore(len(make_units(llama)), 3)
-    crew = workers("llama-grouped")
+    pool = workers("llama-grouped")
     words = r"ZeroDivisionError on a worker, in a batch of prompt 1 without L\d+.*: no such prompt"
     with (
-        wrap(llama, crew, metric=fail_on_second_prompt, store=store, batch_size=8) as spex,
+        wrap(llama, pool, metric=fail_on_second_prompt, store=store, batch_size=8) as spex,
         pytest.raises(WorkerError, match=words) as raised,
     ):
         spex(masks)
@@ -295,7 +295,7 @@ def test_a_poisoned_batch_fails_with_its_masks_named(workers, llama):
     assert "fail_on_second_prompt" in str(raised.value.__cause__), "where it failed is not told"
     # Prompts 0 and 2 are shorter, so they ran before; what was done of them is kept.
     assert len(store) == 80
-    with wrap(llama, crew) as spex:
+    with wrap(llama, pool) as spex:
         assert spex(masks).isfinite().all(), "workers go on after a failure"
 
 
@@ -314,10 +314,10 @@ def test_values_that_are_not_finite_are_named_as_in_a_run_without_workers(worker
         return values.where(targets.answers != 4, torch.nan)
 
     masks, messages = random_masks(10, len(make_units(llama)), seed=8), []
-    for crew in (None, workers("llama-grouped")):
+    for pool in (None, workers("llama-grouped")):
         store = MemoryStore(len(make_units(llama)), 3)
         with (
-            wrap(llama, crew, metric=broken, store=store) as spex,
+            wrap(llama, pool, metric=broken, store=store) as spex,
             pytest.raises(NonFiniteError, match="mask 0 on prompt 1, which ablates L0H") as raised,
         ):
             spex(masks)
@@ -359,14 +359,14 @@ def test_what_came_back_is_in_the_store_and_not_run_again(workers, toy, tmp_path
         if sum(counts) > 300:
             raise KeyboardInterrupt("stop")
 
-    def run(crew: Any, store: Path | None, progress: Any = None) -> Any:
-        with wrap_toy(toy, crew, store=store, progress=progress) as spex:
+    def run(pool: Any, store: Path | None, progress: Any = None) -> Any:
+        with wrap_toy(toy, pool, store=store, progress=progress) as spex:
             return spex.discover("exact", budget=1024, keep_rate=0.5), spex.evaluation
 
-    crew = workers("toy-induction")
+    pool = workers("toy-induction")
     with pytest.raises(KeyboardInterrupt, match=r"^stop$"):
-        run(crew, tmp_path, stop)
-    found, evaluation = run(crew, tmp_path)
+        run(pool, tmp_path, stop)
+    found, evaluation = run(pool, tmp_path)
     # The intact mask is asked for twice: on the way in, and among all masks.
     assert evaluation.n_evaluated == 1024 - sum(counts), "what came back is run again"
     assert evaluation.n_replayed == sum(counts) + 4
@@ -403,22 +403,22 @@ def test_ctrl_c_leaves_no_process_and_a_run_without_workers_goes_on(toy, tmp_pat
     assert discover(settings, out, model=toy).n_replayed > 0
 
 
-# ---- the crew alone, with workers that load nothing ----
+# ---- the pool alone, with workers that load nothing ----
 
 
 @pytest.fixture
-def make_crew(cluster):
-    """Make a crew of light workers; every one is stopped in the end."""
-    crews = []
+def make_pool(cluster):
+    """Make a pool of light workers; every one is stopped in the end."""
+    pools = []
 
-    def make(n_workers: int = 2, patience: int = 60, cpus: int = 1, **options: Any) -> Crew:
+    def make(n_workers: int = 2, patience: int = 60, cpus: int = 1, **options: Any) -> WorkerPool:
         actor = cluster.remote(LightActor).options(num_cpus=cpus)
-        crews.append(Crew(lambda: actor.remote(**options), n_workers, patience))
-        return crews[-1]
+        pools.append(WorkerPool(lambda: actor.remote(**options), n_workers, patience))
+        return pools[-1]
 
     yield make
-    for crew in crews:
-        crew.stop()
+    for pool in pools:
+        pool.stop()
 
 
 def parcels(prompts: list[int]) -> list[Parcel]:
@@ -437,39 +437,39 @@ def parcels(prompts: list[int]) -> list[Parcel]:
 
 
 @pytest.mark.filterwarnings("ignore:a worker died:circuitspex.errors.WorkerWarning")
-def test_a_batch_that_kills_workers_is_named_and_its_neighbours_are_not(make_crew, toy):
-    crew, came = make_crew(n_workers=1), []
-    assert len(crew.start()) == 1
+def test_a_batch_that_kills_workers_is_named_and_its_neighbours_are_not(make_pool, toy):
+    pool, came = make_pool(n_workers=1), []
+    assert len(pool.start()) == 1
     words = r"a batch was lost 3 times, .*: prompt 7 without L0H0, L0H2; prompt 7 without L0H1\."
     with pytest.raises(WorkerError, match=words) as raised:
-        for parcel, done in crew.run(("job", []), cs.heads(toy), parcels([6, 7, 8, 9])):
+        for parcel, done in pool.run(("job", []), cs.heads(toy), parcels([6, 7, 8, 9])):
             assert done.values.tolist() == [parcel.tag] * 2
             came.append(parcel.tag)
     assert raised.value.prompts.tolist() == [7, 7]
     assert came[0] == 6
     assert set(came) <= {6, 8}, "nothing fresh is begun once a batch has failed"
-    again = [parcel.tag for parcel, _ in crew.run(("job", []), cs.heads(toy), parcels([1, 2]))]
-    assert again == [1, 2], "the crew goes on after a failure"
+    again = [parcel.tag for parcel, _ in pool.run(("job", []), cs.heads(toy), parcels([1, 2]))]
+    assert again == [1, 2], "the pool goes on after a failure"
 
 
 @pytest.mark.filterwarnings("ignore:a worker died:circuitspex.errors.WorkerWarning")
-def test_workers_that_only_ever_die_are_given_up(make_crew):
-    crew = make_crew(n_workers=1, dies_at_start=True)
+def test_workers_that_only_ever_die_are_given_up(make_pool):
+    pool = make_pool(n_workers=1, dies_at_start=True)
     with pytest.raises(WorkerError, match="4 workers died and none finished anything in between"):
-        crew.start()
+        pool.start()
 
 
-def test_workers_that_never_come_are_not_waited_for_forever(make_crew):
+def test_workers_that_never_come_are_not_waited_for_forever(make_pool):
     with pytest.raises(WorkerError, match=r"waited 1 seconds .* has 8 CPU \(.* free\)\. Ask for"):
-        make_crew(n_workers=1, patience=1, cpus=1000).start()
+        make_pool(n_workers=1, patience=1, cpus=1000).start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_ray_loses_ends_the_run_all_the_same(
-    make_crew, cluster, toy, monkeypatch, number
+    make_pool, cluster, toy, monkeypatch, number
 ):
-    crew, wait = make_crew(n_workers=1), cluster.wait
-    crew.start()
+    pool, wait = make_pool(n_workers=1), cluster.wait
+    pool.start()
 
     def losing(*args: Any, **options: Any) -> Any:
         with contextlib.suppress(KeyboardInterrupt):
@@ -481,7 +481,7 @@ def test_an_interrupt_that_ray_loses_ends_the_run_all_the_same(
     monkeypatch.setattr(cluster, "wait", losing)
     try:
         with pytest.raises(KeyboardInterrupt, match=r"^$"):
-            list(crew.run(("job", []), cs.heads(toy), parcels([1, 2])))
+            list(pool.run(("job", []), cs.heads(toy), parcels([1, 2])))
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, found)
@@ -491,11 +491,11 @@ def test_an_interrupt_that_ray_loses_ends_the_run_all_the_same(
 
 
 def test_workers_are_workers_and_run_inside_a_block_only(toy):
-    crew = cs.cluster.ray_workers("toy-induction")
-    assert isinstance(wrap_toy(toy, crew), SampledDifferentiableSetFunction)
-    assert isinstance(crew, Workers)
+    pool = cs.cluster.ray_workers("toy-induction")
+    assert isinstance(wrap_toy(toy, pool), SampledDifferentiableSetFunction)
+    assert isinstance(pool, Workers)
     with pytest.raises(WorkerError, match="inside a block only"):
-        crew.room()
+        pool.room()
 
 
 def test_bad_requests_are_refused(toy):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from circuitspex import decoders, metrics, tasks
 from circuitspex._shared.mappings import MAX_BYTES, parse_mapping, read_mapping
 from circuitspex.errors import CircuitSpexError, SettingsError
-from circuitspex.runs.settings import ABLATIONS, DTYPES, Settings, parse_value, setting_names
+from circuitspex.runs.settings import DTYPES, Settings, parse_value, setting_names
+from circuitspex.units import REPLACEMENTS
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 COUNTS = st.integers(1, 2**53 - 1)
@@ -36,7 +37,7 @@ VALID = st.builds(
     prompts_per_mask=COUNTS | st.sampled_from(["all", "auto"]),
     tolerance=or_none(st.floats(0, 1)),
     n_prompts=COUNTS,
-    ablation=st.sampled_from(ABLATIONS),
+    ablation=st.sampled_from([*REPLACEMENTS]),
     metric=st.sampled_from(sorted(metrics.METRICS)),
     verify=st.integers(0, 2**53 - 1),
     circuit_size=or_none(COUNTS),

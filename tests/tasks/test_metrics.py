@@ -7,10 +7,21 @@ from typing import Any
 import pytest
 import torch
 from processes import outputs_by_hash_seed
+from slow_truth import random_masks
 from torch.testing import assert_close
 
+import circuitspex as cs
 from circuitspex.errors import TaskError
-from circuitspex.tasks.metrics import METRICS, Targets, get, identify
+from circuitspex.runs import Settings
+from circuitspex.tasks.metrics import (
+    METRICS,
+    Targets,
+    declare,
+    get,
+    identify,
+    is_positive_when_solved,
+    tokens_read,
+)
 
 # Probabilities that are easy to work with by hand; row 1 has one wrong answer, row 0 three.
 P = [[0.5, 0.2, 0.1, 0.15, 0.05], [0.1, 0.1, 0.6, 0.1, 0.1]]
@@ -182,3 +193,49 @@ def test_names_are_the_same_in_every_process():
     printed = set(outputs_by_hash_seed(NAMES_OF_METRICS))
     assert len(printed) == 1, printed
     assert "metric@" in printed.pop()
+
+
+def margin(logits, targets):
+    return (
+        logits.gather(-1, targets.answers[:, None])[:, 0]
+        - logits.gather(-1, targets.wrong_answers)[:, 0]
+    )
+
+
+def test_a_metric_declares_which_tokens_it_reads(toy):
+    task, masks = cs.tasks.induction(toy, n_prompts=3), random_masks(5, 8)
+    widths, values = {}, {}
+    for reads, function in (
+        ("all", margin),
+        ("answers", declare(reads="answers")(partial(margin))),
+    ):
+
+        def note(logits, targets, reads=reads, function=function):
+            widths[reads] = logits.shape[1]
+            return function(logits, targets)
+
+        note.__dict__.update(function.__dict__)
+        assert tokens_read(note) == reads
+        with cs.CircuitSpex(toy, task, cs.heads(toy), metric=note) as spex:
+            values[reads] = spex(masks)
+    assert widths["all"] == toy.cfg.d_vocab > widths["answers"]
+    assert_close(values["answers"], values["all"], rtol=0, atol=1e-5)
+
+
+def test_what_metrics_declare():
+    assert [name for name, metric in METRICS.items() if tokens_read(metric) == "answers"] == [
+        "logit_difference"
+    ]
+    assert [name for name, metric in METRICS.items() if is_positive_when_solved(metric)] == [
+        "logit_difference",
+        "probability_difference",
+    ]
+
+
+def test_a_new_metric_is_one_function_and_one_line(monkeypatch, toy):
+    monkeypatch.setitem(METRICS, "margin", margin)
+    assert Settings(metric="margin").metric == "margin"
+    task = cs.tasks.induction(toy, n_prompts=2)
+    with cs.CircuitSpex(toy, task, cs.heads(toy), metric="margin") as spex:
+        assert spex.spec.evaluation["metric"] == "margin"
+        assert spex(cs.masks.all_kept(8)).isfinite().all()

@@ -40,7 +40,7 @@ from circuitspex.errors import (
 from circuitspex.evaluation.store import tables as _tables
 from circuitspex.evaluation.store.index import digest_table
 from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.evaluation.store.shards import ASIDE, Shelf, write_errors
+from circuitspex.evaluation.store.shards import ASIDE, ShardFolder, write_errors
 
 _FORMAT = 1
 _CLAIM = "store.json"
@@ -68,10 +68,10 @@ class ParquetStore(MemoryStore):
         self.folder = Path(folder)
         with_gradients = _tables.schema(self.n_units, gradients=True)
         belongs: Any = {"n_prompts": self.n_prompts, "owner": spec.evaluation_hash}
-        self._values_on_disk = Shelf(
+        self._values_on_disk = ShardFolder(
             self.folder, _tables.schema(self.n_units), ".parquet", **belongs
         )
-        self._gradients_on_disk = Shelf(
+        self._gradients_on_disk = ShardFolder(
             self.folder, with_gradients, ".gradients.parquet", on_move=self._move, **belongs
         )
         with write_errors(self.folder):
@@ -199,13 +199,13 @@ def _is_table(source: object) -> bool:
     return isinstance(source, pa.Table)
 
 
-def _claim(folder: Path, spec: Spec, shelves: list[Shelf]) -> None:
+def _claim(folder: Path, spec: Spec, shard_folders: list[ShardFolder]) -> None:
     """Say whose the folder is, unless that is said already.
 
     Args:
         folder: The store's.
         spec: What the evaluations will be of.
-        shelves: What is in the folder.
+        shard_folders: What is in the folder.
 
     Raises:
         StoreMismatchError: If the folder is another spec's, or another version's.
@@ -215,8 +215,8 @@ def _claim(folder: Path, spec: Spec, shelves: list[Shelf]) -> None:
     try:
         found = _read_claim(path)
     except _NotClaimed as why:
-        if any(shelf.paths() for shelf in shelves):
-            _reclaim(path, shelves, why)
+        if any(shards.paths() for shards in shard_folders):
+            _reclaim(path, shard_folders, why)
         with write_errors(folder):
             _write_once(path, spec)
         found = _read_claim(path)  # of several that come at once, one is first
@@ -237,8 +237,8 @@ class _NotClaimed(StoreCorruptError):
     """There is no store.json, or none that can be read."""
 
 
-def _reclaim(path: Path, shelves: list[Shelf], why: _NotClaimed) -> None:
-    if not any(shelf.has_own() for shelf in shelves):
+def _reclaim(path: Path, shard_folders: list[ShardFolder], why: _NotClaimed) -> None:
+    if not any(shards.has_own() for shards in shard_folders):
         raise StoreCorruptError(
             f"{path} {why}, and no file beside it says that it is of this spec, so nothing says "
             f"what the evaluations are of. Use another folder, or delete {path.parent} and "

@@ -46,7 +46,7 @@ class _Damage(ValueError):
     """A shard's bytes are not what was written."""
 
 
-class Shelf:
+class ShardFolder:
     """The shards of one kind in a folder, and the rows that a full disk has refused so far."""
 
     def __init__(
