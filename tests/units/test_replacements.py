@@ -107,6 +107,7 @@ class Largest(Replacement):
 
     @classmethod
     def of_prompts(cls, reference, counterfactuals):
+        assert reference is not None
         return cls(read_sequences(reference, "largest needs reference prompts"))
 
     def combine(self, activations):
