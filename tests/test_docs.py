@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from test_examples import check_command, commands
 
 import circuitspex as cs
 
@@ -74,6 +75,12 @@ def test_names_in_documents_exist(document: Path) -> None:
     assert unknown_names(document.read_text()) == []
     for block in PYTHON.findall(document.read_text()):
         compile(block, document.name, "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_in_documents_exist(document: Path) -> None:
+    for line in commands(document.read_text()):
+        check_command(line)
 
 
 def test_a_name_that_does_not_exist_is_seen() -> None:
