@@ -2,7 +2,7 @@
 
 ``spex`` against shapiq's SPEX, each on coded masks of its own from the same budget, and
 ``proxyspex`` against shapiq's ProxySPEX on the same masks and the same values. Games of 96, 270 and
-1,024 units (tests/games.py): ``sch``, whose 320 terms crowd SPEX's bins, and ``heads``, with noise.
+1,024 units: ``sch``, whose 320 terms crowd SPEX's bins, and ``heads``, with noise.
 Orders up to 5, one thread each.
 
 * Seconds are processor seconds of decoding; evaluating the game is left out. Ours include the

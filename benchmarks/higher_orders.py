@@ -22,10 +22,8 @@ import numpy as np
 from backup_heads import load
 
 import circuitspex as cs
-from circuitspex._shared.protocols import GRADIENT_COST
+from circuitspex import Interaction
 from circuitspex.verification.measurement import measure_coefficients
-
-Interaction = tuple[int, ...]
 
 
 class Game:
@@ -42,7 +40,7 @@ class Game:
     @property
     def cost(self) -> int:
         """Evaluations of everything asked so far, each mask once, whoever remembered it."""
-        asked = len(self._measured) + GRADIENT_COST * len(self._gradients)
+        asked = len(self._measured) + cs.GRADIENT_COST * len(self._gradients)
         return asked * self.spex.n_prompts
 
     def gradient(self, ablated: Interaction) -> np.ndarray:

@@ -29,9 +29,8 @@ import torch
 from exhaustive_pairs import DATA, read
 
 import circuitspex as cs
-from circuitspex._shared.protocols import GRADIENT_COST
+from circuitspex import Interaction
 
-Interaction = tuple[int, ...]
 Values = dict[Interaction, float]  # what is ablated → value
 
 BUDGETS = [400, 726, 1000, 1815]  # of 36,315 pairs, 726 are 2 %, 1,815 are 5 %
@@ -135,7 +134,7 @@ def heuristics(
     }
     found = {name: verify(rank(score), singles, rest) for name, score in scores.items()}
     steep = rank(np.multiply.outer(slope, slope))
-    found["AtP, product"] = verify(steep, [()], budget - GRADIENT_COST)
+    found["AtP, product"] = verify(steep, [()], budget - cs.GRADIENT_COST)
     result = {name: recall(terms, truth) for name, terms in found.items()}
     return result | {"chance": [max(0, rest) / len(truth)] * len(TOPS)}
 

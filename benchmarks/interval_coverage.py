@@ -6,7 +6,7 @@ size 0.1 to 1, at keep rates ½ and 0.9, decoded from 300 to 800 evaluations:
 * ``even``: normal noise of sd 1;
 * ``uneven``: its sd is 0.5 to 2, depending on three units that matter;
 * ``tail``: sd 0.7, and 400 small terms of variance 0.5 in all;
-* ``prompts``: ``PromptsGame`` of tests/games.py, 16 prompts, one for each mask.
+* ``prompts``: ``PromptsGame`` of circuitspex.games, 16 prompts, one for each mask.
 
 Every decoder is counted in the Fourier basis and after ``to("moebius", "intact")``, where the truth
 is the alternating sum of the game's own values. The constant is counted by itself.
@@ -40,8 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitspex import decoders
-from circuitspex._shared import Interaction
+from circuitspex import Interaction, decoders
 from circuitspex.algebra.interactions import Interactions
 from circuitspex.algebra.ranking import NORMAL_95
 from circuitspex.decoders.regression import sparse_regression

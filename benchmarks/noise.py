@@ -32,10 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitspex import decoders
-from circuitspex._shared import Interaction
+from circuitspex import Interaction, decoders
 from circuitspex.algebra.transforms import Coordinates, evaluate
-from circuitspex.games import random_terms  # pyright: ignore[reportMissingImports]
+from circuitspex.games import random_terms
 
 DECIBELS = list(range(-5, 41, 5))
 

@@ -15,7 +15,7 @@ limited to order 5, which is the depth of the larger of shapiq's trees.
   folds, 41 fits.
 
 Games: ``heads`` (logistic of sparse linear, OR and AND parts, with binomial noise), ``sch`` (ten
-interactions of order 5 and all their parts) and ``peak`` (the ten alone), in tests/games.py.
+interactions of order 5 and all their parts) and ``peak`` (the ten alone), in circuitspex.games.
 
 Before anything is timed, our decoder must find a small noiseless game exactly, and the way R² is
 computed for shapiq must give 1 for the true spectrum.
@@ -33,10 +33,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from recovery import GAMES
 
-from circuitspex._shared import Interaction
+from circuitspex import Interaction, games
 from circuitspex.decoders.proxyspex import ProxySpexDecoder
-from circuitspex.games import GAMES, SparseGame, characters  # pyright: ignore[reportMissingImports]
+from circuitspex.games import SparseGame, characters
 
 MAX_ORDER = 5
 
@@ -104,7 +105,7 @@ def r2(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 def compare(name: str, n_units: int, budget: int, seed: int, n_test: int) -> dict[str, Any]:
     """Fit both to one sample of one game."""
-    game = GAMES[name](n_units, seed)
+    game = games.make(GAMES[name], n_units, seed)
     recording, spectrum, shapiq_seconds = run_shapiq(game, budget, seed)
     masks, values = torch.from_numpy(recording.masks), torch.from_numpy(recording.values)
     decoder = ProxySpexDecoder(max_order=MAX_ORDER)

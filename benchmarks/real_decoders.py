@@ -36,19 +36,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from proxyspex_vs_shapiq import (
-    SparseGame,  # pyright: ignore[reportAttributeAccessIssue] - found in tests/ at run time
-    parity_predict,
-    r2,
-)
+from proxyspex_vs_shapiq import parity_predict, r2
 from torch import Tensor
 
 import circuitspex as cs
 from circuitspex import decoders
-from circuitspex._shared.protocols import SampledSetFunction
 from circuitspex.decoders.regression.sparse_regression import SparseRegression
 from circuitspex.designs.bernoulli import bernoulli_masks
 from circuitspex.evaluation.evaluation import draw_balanced
+from circuitspex.games import SparseGame
 
 SETTINGS: tuple[int | str, ...] = ("all", 4, 1)
 BUDGETS = [500, 1000, 2000, 4000, 8000]
@@ -77,7 +73,7 @@ class Pool:
 
 
 def collect(
-    game: SampledSetFunction, keep_rate: float, budget: int, few_budget: int, n_test: int
+    game: cs.SampledSetFunction, keep_rate: float, budget: int, few_budget: int, n_test: int
 ) -> Pool:
     """Evaluate the masks of one keep rate, enough for the largest budgets."""
     n_prompts, n_units = game.n_prompts, game.n_units

@@ -1,8 +1,8 @@
 """Which planted games does each decoder recover, and does any decoder of shapiq do better?
 
-Games (tests/games.py): ``sch``, ten interactions of order 5 and all their parts; ``peak``, the ten
-alone; ``gates``, ORs, ANDs and XORs of two to four units; ``heads``, logistic of sparse linear, OR
-and AND parts, with binomial noise. Budgets are α n log2 n evaluations.
+Games: ``sch``, ten interactions of order 5 and all their parts; ``peak``, the ten alone; ``gates``,
+ORs, ANDs and XORs of two to four units; ``heads``, logistic of sparse linear, OR and AND parts,
+with binomial noise. Budgets are α n log2 n evaluations.
 
 * **Same masks, same values.** ``proxyspex``, ``lasso`` and, of shapiq, ProxySPEX, ProxySHAP, the
   FBII regression and the LASSO on single units are given the same rows: the empty mask, the full
@@ -47,12 +47,13 @@ from peers.calls import Peer, PeerError
 from peers.tables import Table
 from torch import Tensor
 
-from circuitspex import decoders
-from circuitspex._shared import Interaction
+from circuitspex import Interaction, decoders, games
 from circuitspex.decoders.regression.sparse_regression import SparseRegression
 from circuitspex.errors import CircuitSpexError
-from circuitspex.games import GAMES, Game, SparseGame
+from circuitspex.games import Game, SparseGame
 
+GAMES = {"heads": "heads", "sch": "hierarchy", "peak": "peak", "gates": "gates"}
+"""What each game is called in the tables and in the library."""
 MAX_ORDER = 5
 FLOOR = 1e-3
 OURS = ("hybrid", "spex", "proxyspex", "lasso")
@@ -96,7 +97,7 @@ class Cell:
 
     def make(self) -> Game:
         """Return the game, as new."""
-        return GAMES[self.game](self.n_units, self.seed)
+        return games.make(GAMES[self.game], self.n_units, self.seed)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Draw the rows that all methods without masks of their own are given."""

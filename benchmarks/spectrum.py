@@ -42,7 +42,6 @@ from torch import Tensor
 
 import circuitspex as cs
 from circuitspex import decoders
-from circuitspex._shared.protocols import SampledSetFunction
 from circuitspex.algebra.masks import enumerate_masks
 from circuitspex.decoders.measuring.samples import Samples, gather
 from circuitspex.decoders.regression.least_squares import characters
@@ -89,7 +88,9 @@ class Rows:
         return replace(made, groups=self.chains[row])
 
 
-def draw_chains(game: SampledSetFunction, n_chains: int, keep_rate: float, seed: list[int]) -> Rows:
+def draw_chains(
+    game: cs.SampledSetFunction, n_chains: int, keep_rate: float, seed: list[int]
+) -> Rows:
     """Evaluate chains of masks, each chain on two prompts."""
     rng = np.random.default_rng(seed)
     masks = [rng.random((n_chains, game.n_units)) < keep_rate]
@@ -413,7 +414,7 @@ def check_answers() -> None:
 class Restricted:
     """The game of a few units, all others kept."""
 
-    def __init__(self, game: SampledSetFunction, chosen: np.ndarray) -> None:
+    def __init__(self, game: cs.SampledSetFunction, chosen: np.ndarray) -> None:
         self.game, self.chosen = game, chosen
         self.n_units, self.n_prompts = len(chosen), game.n_prompts
 

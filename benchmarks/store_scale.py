@@ -20,11 +20,10 @@ import psutil
 import torch
 
 import circuitspex as cs
-from circuitspex._shared.spec import Spec
 from circuitspex.evaluation.store.parquet import ParquetStore
 
 N_UNITS, N_PROMPTS = 270, 16
-SPEC = Spec({"n_units": N_UNITS, "n_prompts": N_PROMPTS})
+SPEC = cs.Spec({"n_units": N_UNITS, "n_prompts": N_PROMPTS})
 
 
 def make_masks(first: int, n: int) -> torch.Tensor:

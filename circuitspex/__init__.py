@@ -14,6 +14,10 @@ from circuitspex.ablation import ablate
 from circuitspex import tasks
 from circuitspex.tasks import Task, metrics
 
+# what can be decoded
+from circuitspex._shared import GRADIENT_COST, DifferentiableSetFunction, Interaction
+from circuitspex._shared import SampledSetFunction, SetFunction
+
 # decoding
 from circuitspex import decoders, designs, games
 from circuitspex.algebra import IndexValues, Interactions, indices, masks, transforms
@@ -37,11 +41,16 @@ from circuitspex.spex import CircuitSpex
 # isort: on
 
 __all__ = [
+    "GRADIENT_COST",
     "Circuit",
     "CircuitReport",
     "CircuitSpex",
+    "DifferentiableSetFunction",
     "IndexValues",
+    "Interaction",
     "Interactions",
+    "SampledSetFunction",
+    "SetFunction",
     "Spec",
     "Task",
     "UnitSet",

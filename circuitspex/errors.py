@@ -39,6 +39,10 @@ class BudgetError(DecoderError):
     """The budget is too small for the decoder, or a decoder would have gone past it."""
 
 
+class GameError(CircuitSpexError, ValueError):
+    """A planted game cannot be made of so few units or such terms, or has no closed form."""
+
+
 class NonFiniteError(CircuitSpexError, ArithmeticError):
     """The model gave NaN or infinite logits under some mask; the finite values were kept."""
 

@@ -15,6 +15,7 @@ from circuitspex.algebra.masks import (
 )
 from circuitspex.algebra.ranking import NORMAL_95, RankedInteraction
 from circuitspex.algebra.transforms import (
+    BasisName,
     Coordinates,
     Origin,
     basis_functions,
@@ -29,6 +30,7 @@ from circuitspex.algebra.transforms import (
 
 __all__ = [
     "NORMAL_95",
+    "BasisName",
     "Coordinates",
     "IndexValues",
     "Interactions",
