@@ -444,6 +444,7 @@ def decoded():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SV", "k-SII", "FSII", "STII", "Moebius"])
 def test_the_plots_of_shapiq_draw_it(name):
     pytest.importorskip("shapiq")

@@ -638,6 +638,7 @@ def false_share(found, strong):
     return sum(term not in strong for term in listed) / max(1, len(listed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "n_games"), [("lasso", 25), ("proxyspex", 12)])
 def test_strong_terms_are_listed_and_estimated_beside_few_false_ones(name, n_games):
     strong = ((2,), (5,), (2, 5), (7, 9))
@@ -654,6 +655,7 @@ def test_strong_terms_are_listed_and_estimated_beside_few_false_ones(name, n_gam
     assert 0.5 < np.mean(estimates) < 0.63  # near the true 0.6, if anything below
 
 
+@pytest.mark.slow
 def test_held_out_estimates_of_zero_terms_are_zero_on_average():
     """For every term, whether it was chosen or not: the form that makes the estimates honest."""
     total, n_games, n_terms = 0.0, 25, 16 + 16 * 15 // 2
@@ -669,6 +671,7 @@ def test_held_out_estimates_of_zero_terms_are_zero_on_average():
     assert below / n_terms / n_games < 0.05
 
 
+@pytest.mark.slow
 def test_on_noise_alone_hardly_any_game_has_significant_terms():
     n_games = 40
     some = [false_share(decode_noisy("lasso", seed, ()), ()) > 0 for seed in range(n_games)]

@@ -71,6 +71,7 @@ def draw_terms(n_units, orders, rng):
     return [tuple(sorted(next(units) for _ in range(order))) for order in orders]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_units", "budget"), [(500, 1500), (2_000, 2_000), (20_000, 3_000)])
 def test_planted_pairs_among_weak_singles_are_found_and_verified(n_units, budget):
     rng = np.random.default_rng(n_units)

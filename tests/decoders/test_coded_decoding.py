@@ -334,6 +334,7 @@ def test_folds_of_random_masks_share_pairs_of_complements_evenly():
 # Decoders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spex", "hybrid"])
 def test_peaks_are_decoded_exactly(name):
     game = peak(96)
@@ -344,6 +345,7 @@ def test_peaks_are_decoded_exactly(name):
     assert found.n_evaluations == 1264
 
 
+@pytest.mark.slow
 def test_spex_decodes_a_thousand_units():
     game = peak(1000)
     found = decoders.get("spex").decode(game, budget=2688, seed=0)
@@ -351,6 +353,7 @@ def test_spex_decodes_a_thousand_units():
     assert found.diagnostics["n_coded_rows"] == found.n_evaluations == 2688
 
 
+@pytest.mark.slow
 def test_spex_decodes_peaks_through_noise():
     class Noisy(SparseGame):
         def __call__(self, masks):

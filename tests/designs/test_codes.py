@@ -228,6 +228,7 @@ def test_no_words_decode_to_nothing():
     assert decoded.shape == (0,)
 
 
+@pytest.mark.slow
 def test_the_longest_code_decodes():
     code, rng = bch_code(MAX_UNITS, 5), np.random.default_rng(0)
     assert code.n_checks == 85

@@ -438,6 +438,7 @@ print(json.dumps(describe_evaluation(block, task, metric), sort_keys=True))
 """
 
 
+@pytest.mark.slow
 def test_the_description_is_the_same_in_every_process():
     printed = outputs_by_hash_seed(DESCRIBE)
     assert printed[0] == printed[1]
@@ -570,6 +571,7 @@ def test_large_requests_of_gradients_go_in_parts(gpt2, task, units, monkeypatch)
             make_evaluation(ablated, task, poisoned).value_and_gradient(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_an_interrupted_run_of_gradients_resumes_and_evaluates_nothing_twice(
     gpt2, task, units, tmp_path, where

@@ -40,6 +40,7 @@ def slow_floor(model, task):
     return float(torch.stack(variances).mean().sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_the_floor_is_what_repeats_in_other_batches_differ_by(dtype):
     model = make(dtype)
@@ -67,6 +68,7 @@ def test_a_metric_that_depends_on_the_batch_shows():
         assert spex.noise_floor() > 0.5 * float(places.std(correction=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES)
 def test_results_in_half_precision_say_what_it_costs(dtype):
     model = make(dtype)

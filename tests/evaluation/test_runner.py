@@ -1,6 +1,7 @@
 """Rows that run together: a pass run by itself gives the bits that it gives in a run of all."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from circuitspex.units.replacements import resample
 from circuitspex.units.units import heads, mlps
 
 LENGTHS = (5, 7, 5, 7)
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 
 
 def make_task(model):
@@ -54,8 +56,8 @@ def together(n_rows, parts):
     return values
 
 
-@pytest.mark.parametrize("metric", ["logit_difference", "negative_kl"])
-@pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
+@pytest.mark.parametrize("metric", ["logit_difference", SLOW("negative_kl")])
+@pytest.mark.parametrize("name", ["gpt2", SLOW("llama-grouped")])
 @pytest.mark.parametrize("forks", [True, False])
 def test_passes_run_alone_and_backwards_give_the_same_bits(name, metric, forks):
     model = shared_tiny(name)
@@ -98,6 +100,7 @@ def test_passes_of_gradients_run_alone_give_the_same_bits(gpt2):
     assert max(len(each.rows) for each in planned) == 16
 
 
+@pytest.mark.slow
 def test_other_batches_would_give_other_bits():
     """Without this, the tests above would pass whatever ran together."""
     model = shared_tiny("llama-grouped")

@@ -486,6 +486,7 @@ KILLED_WRITER = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_appends", [1, 5, 23])
 @pytest.mark.parametrize("kind", ["values", "gradients"])
 def test_kill_9_loses_nothing_that_append_returned_from(tmp_path, n_appends, kind):
@@ -820,6 +821,7 @@ LIMITED_WRITER = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["values", "gradients"])
 def test_a_file_that_the_system_refuses_to_grow(tmp_path, kind):
     command = [sys.executable, "-c", LIMITED_WRITER, str(tmp_path), kind]

@@ -189,6 +189,7 @@ print(identify(outer({"p", "q", "r", "s"})), identify(Thing()))
 """
 
 
+@pytest.mark.slow
 def test_names_are_the_same_in_every_process():
     printed = set(outputs_by_hash_seed(NAMES_OF_METRICS))
     assert len(printed) == 1, printed
