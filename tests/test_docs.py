@@ -1,11 +1,13 @@
 """What the documents promise: code runs, names exist, links lead somewhere, maps are complete."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from test_architecture import imports
 from test_examples import check_command, commands
 
 import circuitspex as cs
@@ -86,6 +88,33 @@ def test_commands_in_documents_exist(document: Path) -> None:
 def test_a_name_that_does_not_exist_is_seen() -> None:
     text = "`cs.heads(model)`, `cs.tasks.no_such`, `spex.discover`, `spex.no_such()`, cs.tasks.ioi."
     assert unknown_names(text) == ["cs.tasks.no_such", "spex.no_such"]
+
+
+SCRIPTS = sorted([*BENCHMARKS.rglob("*.py"), *(ROOT / "notebooks").rglob("*.py")])
+
+
+def missing_imports(source: str) -> list[str]:
+    """Name what a script takes from the package and the package does not have."""
+    missing = []
+    for module, name in imports(source):
+        if module.split(".")[0] == "circuitspex":
+            try:
+                if name and not hasattr(importlib.import_module(module), name):
+                    importlib.import_module(f"{module}.{name}")
+            except ModuleNotFoundError:
+                missing.append(f"{module}.{name}")
+    return missing
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_scripts_take_from_the_package_what_it_has(script: Path) -> None:
+    assert missing_imports(script.read_text()) == []
+
+
+def test_a_missing_import_is_seen() -> None:
+    source = "from circuitspex.designs import no_such\nfrom circuitspex.no_such import masks\n"
+    wanted = ["circuitspex.designs.no_such", "circuitspex.no_such.masks"]
+    assert missing_imports(source + "from circuitspex.algebra import masks") == wanted
 
 
 def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
