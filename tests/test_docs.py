@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_architecture import imports
+from test_architecture import ORDER, imports
 from test_examples import check_command, commands
 
 import circuitspex as cs
@@ -144,7 +144,9 @@ def doors() -> dict[str, str]:
 
 
 def test_readme_names_every_room_and_says_what_its_door_says() -> None:
-    assert dict(ROOM.findall(README)) == doors()
+    rooms = dict(ROOM.findall(README))
+    assert rooms == doors()
+    assert list(rooms) == [room for room in ORDER if room in rooms]
 
 
 def test_a_room_that_is_missing_or_says_something_else_is_seen() -> None:
