@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitspex._shared.files import write_result
 from circuitspex.errors import ResultError
 
 _VERSION = 1
 
 
 def write_document(path: str | Path, kind: str, fields: Mapping[str, Any]) -> None:
-    """Write a JSON file through a temporary one beside it, so it is there whole or not at all.
+    """Write a JSON file that is there whole or not at all.
 
     Args:
         path: Where to; an existing file is replaced.
@@ -30,23 +30,14 @@ def write_document(path: str | Path, kind: str, fields: Mapping[str, Any]) -> No
     Raises:
         ResultError: If a field is no JSON value, or the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         text = json.dumps({"format": f"circuitspex.{kind}/{_VERSION}", **fields})
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
     except TypeError as error:
         raise ResultError(
             f"the {kind} cannot be saved: {error}. Diagnostics may hold only strings, numbers, "
             "booleans, None, lists and dictionaries of them."
         ) from error
-    except OSError as error:
-        raise ResultError(
-            f"{target} cannot be written: {error}. Choose an existing folder with free space."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_result(path, text.encode())
 
 
 def read_document(path: str | Path, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,14 @@ from circuitspex.algebra.masks import (
     unpack,
 )
 from circuitspex.algebra.ranking import NORMAL_95, RankedInteraction
+from circuitspex.algebra.subsets import (
+    alternating_signs,
+    alternating_sum,
+    inclusion_exclusion,
+    membership,
+    signs_of,
+    subsets,
+)
 from circuitspex.algebra.transforms import (
     BasisName,
     Coordinates,
@@ -39,6 +47,7 @@ __all__ = [
     "ablate_only",
     "all_ablated",
     "all_kept",
+    "alternating_signs",
     "basis_functions",
     "convert",
     "digest",
@@ -54,6 +63,7 @@ __all__ = [
     "masks",
     "moebius",
     "pack",
+    "signs_of",
     "transforms",
     "unpack",
 ]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from circuitspex.algebra.subsets import membership
 from circuitspex.errors import MaskError
 
 
@@ -43,12 +44,10 @@ def keep_only(sets: Iterable[Iterable[int]], n_units: int) -> Bool[Tensor, "mask
         tensor([[ True, False,  True]])
     """
     rows = [sorted(set(indices)) for indices in sets]
-    masks = torch.zeros(len(rows), n_units, dtype=torch.bool)
-    for row, indices in enumerate(rows):
+    for indices in rows:
         if indices and not 0 <= indices[0] <= indices[-1] < n_units:
             raise MaskError(f"unit indices must lie in 0..{n_units - 1}; got {indices}.")
-        masks[row, indices] = True
-    return masks
+    return torch.from_numpy(membership(rows, n_units))
 
 
 def ablate_only(sets: Iterable[Iterable[int]], n_units: int) -> Bool[Tensor, "masks units"]:

@@ -26,22 +26,22 @@ from circuitspex.errors import BudgetError, DecoderError
 _FEWEST_MASKS = 16
 _MOST_HELD_OUT = 256
 _EXHAUSTIBLE = 20  # units; more are never transformed exactly
-_SHARES = {"screen": 0.12, "units": 0.2, "split": 0.04, "interactions": 0.46, "fit": 0.08}
+_SHARES = {"blocks": 0.12, "units": 0.2, "split": 0.04, "interactions": 0.46, "fit": 0.08}
 """Of what the intact model leaves of the budget, stage by stage; the rest is held out."""
-_SHARES_OF_UNITS = {"screen": 0.28, "units": 0.55, "fit": 0.1}
+_SHARES_OF_UNITS = {"blocks": 0.28, "units": 0.55, "fit": 0.1}
 """The same where single units are all that is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseToFineDecoder(Decoder):
-    r"""Screens all units by gradients in ablated blocks, then measures what stands out.
+    r"""Tests all units by gradients in ablated blocks, then measures what stands out.
 
     Among tens of thousands of units, single ablations and random masks are hopeless, but one
     backward pass through the gates differentiates by all of them. For most neurons of a language
     model the derivative *is* the effect of an ablation; a few dozen, whose derivative changes when
     they are ablated or when others are, carry most of what it misses. So:
 
-    1. *Screen.* Gradients of the intact model, and with random blocks ablated, each unit in one
+    1. *Blocks.* Gradients of the intact model, and with random blocks ablated, each unit in one
        block a round, several rounds: how does a unit's derivative change where it is itself
        ablated, and where others are?
     2. *Units.* Those with the largest of either change, in turns, are ablated one by one.
@@ -56,7 +56,7 @@ class CoarseToFineDecoder(Decoder):
     The result is the expansion around the intact model with these weights. Its diagnostics hold the
     verified θ themselves, as measured.
 
-    **Cost:** the budget, which the stages share: 12 % screen, 20 % units, 4 % split, 46 %
+    **Cost:** the budget, which the stages share: 12 % blocks, 20 % units, 4 % split, 46 %
     interactions, 8 % fit, the rest is held out. A gradient counts three evaluations. If all masks
     cost no more than the budget, all are evaluated.
 
@@ -148,7 +148,7 @@ class CoarseToFineDecoder(Decoder):
     def _run(self, search: Search) -> tuple[dict[str, int], int]:
         """Return what each stage of the search spent, and the limit of what the fit may spend."""
         stages = {
-            "screen": partial(search.screen, n_blocks=self.n_blocks, n_rounds=self.n_rounds),
+            "blocks": partial(search.blocks, n_blocks=self.n_blocks, n_rounds=self.n_rounds),
             "units": search.units,
             "split": search.split,
             "interactions": search.interactions,

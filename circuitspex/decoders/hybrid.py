@@ -22,7 +22,7 @@ from circuitspex.errors import DecoderError
 
 @dataclass(frozen=True, kw_only=True)
 class HybridDecoder(SparseRegression):
-    r"""Lets trees, codes and screens search the same rows, and held-out rows choose among them.
+    r"""Lets trees, codes and covariances search the same rows, and held-out rows choose among them.
 
     Trees find hierarchies and miss interactions whose parts have no effect; codes find sparse
     terms of any kind and drown in dense spectra; a LASSO on pairs often predicts best when there
@@ -32,7 +32,7 @@ class HybridDecoder(SparseRegression):
     * by the boosted trees of ``proxyspex``,
     * by growing a fit from its own residuals: single units, decoded bins (at keep rate ½), pairs,
       and terms that differ by one unit from a term already in,
-    * by the LASSO's screen on all pairs,
+    * by the LASSO's look at all pairs,
 
     and four families compete on held-out rows: trees, trees and grown terms together, grown terms,
     and the LASSO's. Joining all candidates into one family predicts worse than the best of them.
@@ -91,7 +91,7 @@ class HybridDecoder(SparseRegression):
             max_units=self.max_units,
             n_threads=self.n_threads,
         )._search(levelled, rng)
-        screened = LassoDecoder(
+        strongest = LassoDecoder(
             keep_rate=p, max_order=min(2, self.max_order), max_units=self.max_units
         )._search(levelled, rng)
         units = strongest_units(masks, values, p, self.max_units)
@@ -103,4 +103,4 @@ class HybridDecoder(SparseRegression):
         grown = {term: float(np.sqrt(abs(value) / scale)) for term, value in fit.items()}
         split = dict(zip(trees.terms, trees.weights.tolist(), strict=True))
         both = {term: max(split.get(term, 0), grown.get(term, 0)) for term in {**split, **grown}}
-        return combine([split, both, grown, dict.fromkeys(screened.terms, 1.0)])
+        return combine([split, both, grown, dict.fromkeys(strongest.terms, 1.0)])

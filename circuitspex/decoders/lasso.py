@@ -15,8 +15,8 @@ from circuitspex.decoders.regression import (
     covariances,
     leftover,
     noise_level,
-    screen_pairs,
-    screen_triples,
+    strongest_pairs,
+    strongest_triples,
     strongest_units,
 )
 from circuitspex.errors import DecoderError
@@ -24,7 +24,7 @@ from circuitspex.errors import DecoderError
 
 @dataclass(frozen=True, kw_only=True)
 class LassoDecoder(SparseRegression):
-    """Screens sets of units by how they covary with what smaller ones leave, then runs the LASSO.
+    """Ranks sets of units by how they covary with what smaller ones leave, then runs the LASSO.
 
     **Cost:** the whole budget, by default one evaluation per mask and prompt. Of the order of
     ``s log n`` masks find s terms.
@@ -32,7 +32,7 @@ class LassoDecoder(SparseRegression):
     **Assumption:** the set function is sparse in terms of one and two units, and of three with
     ``max_order=3``. Among more units than ``max_units``, only those with the strongest effects of
     their own are considered, and pairs only among the strongest ``max_pair_units``. Among up to
-    ``max_triple_units`` units all triples are screened. Among more, those within so many units,
+    ``max_triple_units`` units all triples are looked at. Among more, those within so many units,
     taken from the strongest pairs and the strongest units, and those that add any unit to one of
     so many strongest pairs: a triple of other units is missed if no pair or unit in it has an
     effect of its own.
@@ -44,7 +44,7 @@ class LassoDecoder(SparseRegression):
         Tibshirani (1996), "Regression shrinkage and selection via the lasso", JRSS B 58(1);
         Meinshausen (2007), "Relaxed Lasso", Computational Statistics & Data Analysis 52(1);
         Eskenazis & Ivanisvili (2022), "Learning low-degree functions from a logarithmic number
-        of random queries", STOC, for the threshold of the screen.
+        of random queries", STOC, for the threshold.
     """
 
     name: ClassVar[str] = "lasso"
@@ -59,13 +59,13 @@ class LassoDecoder(SparseRegression):
     """Most pairs that the LASSO sees."""
 
     max_pair_units: int = 2048
-    """Most units among which pairs are screened."""
+    """Most units among which pairs are looked at."""
 
     max_triples: int = 1024
     """Most triples that the LASSO sees."""
 
     max_triple_units: int = 128
-    """Most units among which all triples are screened; the work grows with its third power."""
+    """Most units among which all triples are looked at; the work grows with its third power."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -92,10 +92,10 @@ class LassoDecoder(SparseRegression):
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
         values = self._level(samples)
-        terms = self._screen(samples.masks, values)
+        terms = self._propose(samples.masks, values)
         return Candidates(terms, np.ones(len(terms)))
 
-    def _screen(
+    def _propose(
         self, masks: Bool[np.ndarray, "rows units"], values: Float[np.ndarray, " rows"]
     ) -> list[Interaction]:
         units = strongest_units(masks, values, self.keep_rate, self.max_units)
@@ -104,7 +104,7 @@ class LassoDecoder(SparseRegression):
             return singles
         among = strongest_units(masks, values, self.keep_rate, self.max_pair_units)
         left = leftover(masks, values, singles, self.keep_rate)
-        pairs = screen_pairs(masks, left, among, self.keep_rate, self.max_pairs)
+        pairs = strongest_pairs(masks, left, among, self.keep_rate, self.max_pairs)
         if self.max_order == 2:
             return singles + pairs
         strengths = covariances(masks, left, pairs, self.keep_rate)
@@ -121,7 +121,7 @@ class LassoDecoder(SparseRegression):
                 strongest_units(masks, values, self.keep_rate, n_others),
             )
             extended = pairs[: self.max_triple_units]
-        triples = screen_triples(
+        triples = strongest_triples(
             masks, left, core, extended, among, self.keep_rate, self.max_triples
         )
         return singles + pairs + triples

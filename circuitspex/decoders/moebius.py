@@ -16,7 +16,7 @@ from circuitspex.algebra import (
     evaluate,
     moebius,
 )
-from circuitspex.decoders.codes import Adaptive, Residuals, as_deletions, decode_bins, subsets
+from circuitspex.decoders.codes import Adaptive, Residuals, decode_bins
 from circuitspex.decoders.measuring import Decoder, Meter, Reader, errors_over_prompts, unit_labels
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError
@@ -193,7 +193,7 @@ class MoebiusDecoder(Decoder):
         terms = [()] + [
             term for term, value in search.measured.items() if term and abs(value) > search.rounding
         ]
-        columns = np.stack([_effect(residuals, term) for term in terms])
+        columns = np.stack([residuals.effect(term) for term in terms])
         prompts = columns if reader.reads_prompts else None
         return Decoded(terms, columns.mean(axis=1), diagnostics, prompts=prompts)
 
@@ -249,10 +249,3 @@ class MoebiusDecoder(Decoder):
             decoder=self.name,
             diagnostics={**decoded.diagnostics, "prompts_per_mask": self.prompts_per_mask},
         )
-
-
-def _effect(residuals: Residuals, term: Interaction) -> Float[np.ndarray, " columns"]:
-    """Return the effect of a term all of whose subsets were ablated, prompt by prompt."""
-    parts = subsets(term)
-    values = residuals.columns(residuals.look_up(as_deletions(parts, residuals.n_units)))
-    return np.array([(-1.0) ** (len(term) - len(part)) for part in parts]) @ values

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex._shared import check_masks
-from circuitspex.algebra import all_kept, enumerate_masks, pack
+from circuitspex.algebra import all_kept, alternating_signs, enumerate_masks, pack
 from circuitspex.errors import ResultError
 
 MAX_MEASURED_ORDER = 12
@@ -137,7 +137,8 @@ def _alternating_sum(
     values: Float[Tensor, "contexts patterns ..."],
 ) -> Float[Tensor, "contexts ..."]:
     n_kept = enumerate_masks(values.shape[1].bit_length() - 1).sum(1)
-    return einsum(values, (1 - 2 * (n_kept % 2)).double(), "c patterns ..., patterns -> c ...")
+    signs = torch.from_numpy(alternating_signs(n_kept.numpy()))
+    return einsum(values, signs, "c patterns ..., patterns -> c ...")
 
 
 def _checked(term: tuple[int, ...], n_units: int) -> tuple[int, ...]:

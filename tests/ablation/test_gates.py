@@ -37,7 +37,7 @@ from circuitspex._shared.protocols import (
 from circuitspex.ablation.ablated import ablate
 from circuitspex.ablation.batching import rows_that_fit
 from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
-from circuitspex.decoders.measuring.restriction import restrict
+from circuitspex.decoders.measuring.restriction import Restricted
 from circuitspex.decoders.measuring.samples import Meter
 from circuitspex.errors import (
     BudgetError,
@@ -949,7 +949,7 @@ def test_gradients_of_some_units_are_columns_of_all(gpt2):
         wide[:, list(chosen)] = masks
         with cs.CircuitSpex(gpt2, task, units, metric="answer_log_probability") as spex:
             assert isinstance(spex, SampledDifferentiableSetFunction)
-            narrow = restrict(spex, chosen, spex.units.labels)
+            narrow = Restricted(spex, chosen, spex.units.labels)
             assert isinstance(narrow, SampledDifferentiableSetFunction)
             values, gradients = spex.value_and_gradient(wide)
             some_values, some_gradients = narrow.value_and_gradient(masks)
@@ -982,7 +982,7 @@ def test_a_restricted_set_function_has_what_the_whole_has(
     missing, sampled, gradient, sampled_gradients
 ):
     whole: Any = Without(GatedGame(), *missing) if missing else GatedGame()
-    narrow: Any = restrict(whole, (0, 3), [*"abcde"])
+    narrow: Any = Restricted(whole, (0, 3), [*"abcde"])
     for function in (whole, narrow):
         assert isinstance(function, SampledSetFunction) is sampled
         assert isinstance(function, DifferentiableSetFunction) is gradient

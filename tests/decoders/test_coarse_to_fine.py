@@ -142,7 +142,7 @@ def test_what_was_done_is_reported():
     game = DeletionGame(500, {(1, 2): 1.0, (3, 4, 5): -1.0})
     found = decoders.get("coarse_to_fine", keep_rate=0.95).decode(game, budget=1500, seed=0)
     report = found.diagnostics
-    stages = ("intact", "screen", "units", "split", "interactions", "fit", "held_out")
+    stages = ("intact", "blocks", "units", "split", "interactions", "fit", "held_out")
     assert tuple(report["evaluations"]) == stages
     assert sum(report["evaluations"].values()) == found.n_evaluations
     assert report["n_blocks"] == 19

@@ -8,7 +8,7 @@ import torch
 
 from circuitspex import decoders
 from circuitspex.decoders.lasso import LassoDecoder
-from circuitspex.decoders.regression.screens import screen_triples
+from circuitspex.decoders.regression.strongest_sets import strongest_triples
 from circuitspex.errors import DecoderError
 from circuitspex.games import SparseGame, characters, random_terms
 
@@ -124,11 +124,11 @@ def test_the_screen_ranks_all_triples_of_the_core_and_all_extensions():
         *(tuple(sorted({*pair, unit})) for pair in pairs for unit in range(12) if unit not in pair),
     }
     expected, strengths = slow_screen(masks, residuals, sorted(wanted), 0.7)
-    found = screen_triples(masks, residuals, core, pairs, units, 0.7, 1000)
+    found = strongest_triples(masks, residuals, core, pairs, units, 0.7, 1000)
     assert found == expected
     # asked for fewer, it also leaves out what pure noise reaches easily
     level = residuals.std() * np.sqrt(2 * np.log(len(wanted)) / 300) / 2
-    fewer = screen_triples(masks, residuals, core, pairs, units, 0.7, 25)
+    fewer = strongest_triples(masks, residuals, core, pairs, units, 0.7, 25)
     assert fewer == [t for t, s in zip(expected[:25], strengths, strict=False) if s > level]
     assert 0 < len(fewer) < 25
 
@@ -139,7 +139,7 @@ def test_there_are_no_triples_of_fewer_units(n_units):
     masks, residuals = rng.random((50, n_units)) < 0.5, rng.normal(size=50)
     units = np.arange(n_units)
     pairs = [(0, 1)] if n_units == 2 else []
-    assert screen_triples(masks, residuals, units, pairs, units, 0.5, 10) == []
+    assert strongest_triples(masks, residuals, units, pairs, units, 0.5, 10) == []
     found = LassoDecoder(max_order=3).decode(planted(3, [(0, 1, 2)]), budget=8, seed=0)
     assert terms_of(found).keys() == {(0, 1, 2)}
 

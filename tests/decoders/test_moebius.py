@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitspex import decoders
+from circuitspex.algebra import membership
 from circuitspex.algebra.masks import enumerate_masks
 from circuitspex.algebra.transforms import Coordinates, basis_functions, evaluate, moebius
-from circuitspex.decoders.codes.aliasing import Aliasing, as_sets
+from circuitspex.decoders.codes.aliasing import Aliasing
 from circuitspex.decoders.codes.group_tests import definite_sets, likeliest_sets, smallest_sets
 from circuitspex.decoders.codes.moebius_bins import plan_samples
 from circuitspex.decoders.codes.moebius_peeling import Samples
@@ -78,7 +79,7 @@ def test_pools_hit_sets_about_half_the_time(order):
 def test_as_many_pools_as_are_said_to_be_needed_tell_sets_apart(n_units, order):
     rng = np.random.default_rng(0)
     pools = pool_matrix(pools_needed(n_units, order), n_units, order, rng)
-    sets = as_sets(random_terms(n_units, 500, order, rng), n_units)
+    sets = membership(random_terms(n_units, 500, order, rng), n_units)
     positive = sets.astype(int) @ pools.T.astype(int) > 0
     found, solved = definite_sets(positive, pools)
     assert (found == sets).all(axis=1).mean() > 0.98
@@ -118,7 +119,7 @@ def test_pools_refuse_nothing():
 def test_programs_and_likelihood_find_what_rules_leave_open():
     rng = np.random.default_rng(1)
     pools = pool_matrix(34, 60, 3, rng)  # too few for the rules
-    sets = as_sets(random_terms(60, 60, 3, rng), 60)
+    sets = membership(random_terms(60, 60, 3, rng), 60)
     positive = sets.astype(int) @ pools.T.astype(int) > 0
     by_rule = definite_sets(positive, pools)[1].mean()
     programs, integral = smallest_sets(positive, pools)

@@ -13,7 +13,7 @@ from circuitspex.decoders.around_intact.contexts import Contexts
 
 
 @dataclass(frozen=True)
-class Screen:
+class BlockTests:
     """What ablating the blocks of all rounds tells about every unit."""
 
     blocks: Int[np.ndarray, "rounds units"]
@@ -29,7 +29,7 @@ class Screen:
     prompts: Int[np.ndarray, "rounds blocks drawn"]
     """The prompts that this was read on."""
 
-    def bend(self) -> Float[np.ndarray, " units"]:
+    def own_change(self) -> Float[np.ndarray, " units"]:
         """Return how much each unit's derivative depends on its own gate.
 
         The median of several rounds, the smaller of two: what only one set of mates showed is
@@ -37,7 +37,7 @@ class Screen:
         """
         return _agreed(np.abs(self.own))
 
-    def reach(self) -> Float[np.ndarray, " units"]:
+    def largest_change(self) -> Float[np.ndarray, " units"]:
         """Return how much each unit's derivative depends on any gate, likewise.
 
         A round counts by its own change too: there its partner may have been in the same block.
@@ -50,7 +50,9 @@ def as_blocks(block: Int[np.ndarray, " units"]) -> Bool[np.ndarray, "blocks unit
     return block[None] == np.arange(block.max() + 1)[:, None]
 
 
-def screen(contexts: Contexts, n_blocks: int, n_rounds: int, rng: np.random.Generator) -> Screen:
+def test_blocks(
+    contexts: Contexts, n_blocks: int, n_rounds: int, rng: np.random.Generator
+) -> BlockTests:
     """Ablate random blocks of units, all of them in every round, with gradients.
 
     Args:
@@ -74,7 +76,7 @@ def screen(contexts: Contexts, n_blocks: int, n_rounds: int, rng: np.random.Gene
         response.append(np.abs(changes.gradients).max(axis=0))
         values.append(changes.values)
         prompts.append(changes.prompts)
-    return Screen(*map(np.stack, (blocks, own, response, values, prompts)))
+    return BlockTests(*map(np.stack, (blocks, own, response, values, prompts)))
 
 
 def _agreed(sizes: Float[np.ndarray, "rounds units"]) -> Float[np.ndarray, " units"]:

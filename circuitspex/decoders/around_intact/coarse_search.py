@@ -1,4 +1,4 @@
-"""The search of the coarse-to-fine decoder: screen, units, split, interactions."""
+"""The search of the coarse-to-fine decoder: blocks, units, split, interactions."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitspex._shared import Interaction
-from circuitspex.decoders.around_intact.blocks import Screen, as_blocks, screen
+from circuitspex.decoders.around_intact.blocks import BlockTests, as_blocks, test_blocks
 from circuitspex.decoders.around_intact.contexts import Contexts
 from circuitspex.decoders.around_intact.expansion import Expansion
 from circuitspex.decoders.around_intact.lattice import Lattice, best_units
@@ -42,7 +42,7 @@ class Search:
         self.expansion.measure([()], meter.budget)
         scale = np.abs(self.contexts.values).max() + np.abs(self.contexts.gradient).max()
         self.lattice = Lattice(self.contexts, 1e-6 * float(scale))
-        self.screened: Screen | None = None
+        self.tests: BlockTests | None = None
         self.report: dict[str, Any] = {}
         """What was done, as plain values."""
 
@@ -51,15 +51,15 @@ class Search:
         """How many masks were read so far."""
         return self.contexts.n_read + len(self.expansion.residuals.rows)
 
-    def screen(self, limit: int, n_blocks: int, n_rounds: int) -> None:
+    def blocks(self, limit: int, n_blocks: int, n_rounds: int) -> None:
         """Ablate random blocks, as many as wanted or affordable."""
         affordable = self.contexts.affordable(limit)
         n_blocks = min(n_blocks, self.meter.n_units)
         n_rounds = min(n_rounds, max(1, affordable // min(_FEWEST_BLOCKS, n_blocks)))
         n_blocks = min(n_blocks, affordable // n_rounds)
         if n_blocks >= 2:
-            self.screened = screen(self.contexts, n_blocks, n_rounds, self.rng)
-        self.report |= {"n_blocks": n_blocks, "n_rounds": n_rounds if self.screened else 0}
+            self.tests = test_blocks(self.contexts, n_blocks, n_rounds, self.rng)
+        self.report |= {"n_blocks": n_blocks, "n_rounds": n_rounds if self.tests else 0}
 
     def units(self, limit: int) -> None:
         """Ablate one by one the units that derivatives say least about."""
@@ -72,20 +72,20 @@ class Search:
         Where it depends on none, it is the effect, however large; such units come last.
         """
         floor, plain = self.lattice.tolerance, best_units(np.abs(self.expansion.single()))
-        if self.screened is None:
+        if self.tests is None:
             return plain
-        scores = (self.screened.bend(), self.screened.reach())
-        bent = best_units(*(np.where(score > floor, score, 0) for score in scores))
-        return list(dict.fromkeys([*bent, *plain]))
+        scores = (self.tests.own_change(), self.tests.largest_change())
+        changing = best_units(*(np.where(score > floor, score, 0) for score in scores))
+        return list(dict.fromkeys([*changing, *plain]))
 
     def split(self, limit: int) -> None:
         """Halve the blocks whose value is not explained, until the units behind it are found."""
         self.report |= {"n_blocks_split": 0, "n_found_by_splitting": 0}
-        if self.screened is None:
+        if self.tests is None:
             return
-        for row in range(len(self.screened.blocks)):
-            pools = as_blocks(self.screened.blocks[row])
-            residuals = np.abs(self._unexplained(self.screened, row, pools))
+        for row in range(len(self.tests.blocks)):
+            pools = as_blocks(self.tests.blocks[row])
+            residuals = np.abs(self._unexplained(self.tests, row, pools))
             typical = max(float(np.median(residuals)), self.lattice.tolerance)
             order = np.argsort(-residuals, kind="stable")
             chosen = order[residuals[order] > _UNEXPLAINED * typical]
@@ -96,14 +96,14 @@ class Search:
             self.report["n_found_by_splitting"] += len(found)
 
     def _unexplained(
-        self, screened: Screen, row: int, pools: Bool[np.ndarray, "blocks units"]
+        self, tests: BlockTests, row: int, pools: Bool[np.ndarray, "blocks units"]
     ) -> Float[np.ndarray, " blocks"]:
         """Return what the blocks of a round do beyond what is known, on the prompts read."""
         explained = self.expansion.parts_of(pools, self.expansion.interactions()).sum(axis=2)
         if self.n_drawn is None:
-            return screened.values[row] - explained.mean(axis=1)
-        chosen = np.take_along_axis(explained, screened.prompts[row], axis=1)
-        return screened.values[row] - chosen.mean(axis=1)
+            return tests.values[row] - explained.mean(axis=1)
+        chosen = np.take_along_axis(explained, tests.prompts[row], axis=1)
+        return tests.values[row] - chosen.mean(axis=1)
 
     def _n_searches(self, limit: int) -> int:
         """Return how many blocks can be halved down to two units each."""

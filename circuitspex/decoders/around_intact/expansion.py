@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitspex._shared import Interaction
+from circuitspex.algebra import membership, subsets
 from circuitspex.decoders.around_intact.contexts import Contexts
-from circuitspex.decoders.codes import Residuals, SpentError, as_deletions, subsets
+from circuitspex.decoders.codes import Residuals, SpentError
 from circuitspex.decoders.measuring import Reader
 
 _AT_ONCE = 64  # terms whose subsets are asked for in one call
@@ -50,7 +51,7 @@ class Expansion:
             batch = terms[start : start + _AT_ONCE]
             parts = dict.fromkeys(part for term in batch for part in subsets(term))
             try:
-                self.residuals.look_up(as_deletions(parts, self.residuals.n_units))
+                self.residuals.look_up(membership(parts, self.residuals.n_units))
             except SpentError:
                 return start + self._measure_singly(batch)
             self._measure_singly(batch)

@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Bool, Int
 
 from circuitspex._shared import GRADIENT_COST, Interaction
+from circuitspex.algebra import alternating_sum, membership, subsets
 from circuitspex.decoders.around_intact.candidates import rank
-from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood, nonempty_subsets
+from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood
 from circuitspex.decoders.measuring import Meter
 
 _CONTEXT_SHARE = 0.2  # of the search's evaluations, where they are too few for every context
@@ -94,7 +95,7 @@ class _Gradients:
         self.intact = dict(zip(prompts[0].tolist(), gradients[0], strict=True))
 
     def take(self, contexts: Sequence[Interaction]) -> None:
-        masks = _ablate(contexts, self._found.n_units)
+        masks = ~membership(contexts, self._found.n_units)
         _, gradients, prompts = self._measure(masks, self._n_drawn)
         for context, gradient, drawn in zip(contexts, gradients, prompts, strict=True):
             before = np.array([self.intact[prompt] for prompt in drawn.tolist()])
@@ -172,7 +173,7 @@ class _Verifier:
         terms: list[Interaction] = []
         needed: dict[Interaction, None] = {}
         for term in candidates:
-            new = [part for part in ((), *nonempty_subsets(term)) if part not in self._found.known]
+            new = [part for part in subsets(term) if part not in self._found.known]
             new = [part for part in new if part not in needed]
             if len(needed) + len(new) > affordable:
                 break
@@ -180,9 +181,9 @@ class _Verifier:
             terms.append(term)
         self._evaluate(list(needed))
         for term in terms:
-            parts = ((), *nonempty_subsets(term))
-            signed = [(-1) ** (len(term) - len(part)) * self._found.known[part] for part in parts]
-            self._found.verified[term] = np.sum(signed, axis=0)
+            parts = subsets(term)
+            values = [self._found.known[part] for part in parts]
+            self._found.verified[term] = alternating_sum(parts, values)
 
     def _read_gradients(self) -> None:
         """Remember the values that came with gradients, which with one prompt need no other."""
@@ -195,19 +196,12 @@ class _Verifier:
     def _evaluate(self, terms: list[Interaction]) -> None:
         if not terms:
             return
-        masks = _ablate(terms, self._found.n_units)
+        masks = ~membership(terms, self._found.n_units)
         table = self._meter.per_prompt(torch.from_numpy(masks))
         for term, mask, values in zip(terms, masks, table, strict=True):
             self._found.known[term] = values
             for prompt, value in enumerate(values):
                 self._found.add(mask, float(value), prompt)
-
-
-def _ablate(terms: Sequence[Interaction], n_units: int) -> Bool[np.ndarray, "terms units"]:
-    masks = np.ones((len(terms), n_units), dtype=bool)
-    for mask, term in zip(masks, terms, strict=True):
-        mask[list(term)] = False
-    return masks
 
 
 def _ablated(mask: Bool[np.ndarray, " units"]) -> Interaction:

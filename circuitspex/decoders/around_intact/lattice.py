@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from circuitspex._shared import Interaction
+from circuitspex.algebra import alternating_sum, membership, subsets
 from circuitspex.decoders.around_intact.contexts import Contexts
-from circuitspex.decoders.codes import as_deletions, subsets
 
 
 class Lattice:
@@ -47,7 +47,7 @@ class Lattice:
                 break
             fresh |= dict.fromkeys(missing)
         if fresh:
-            sets = as_deletions(fresh, self.contexts.meter.n_units)
+            sets = membership(fresh, self.contexts.meter.n_units)
             self.changes |= zip(fresh, self.contexts.read(sets).gradients, strict=True)
 
     def extensions(
@@ -68,9 +68,9 @@ class Lattice:
             return []
         pure = np.stack([self._pure(base) for base in bases])
         units = [term[0] for term in self.changes if len(term) == 1]
-        reach = np.zeros(pure.shape[1], dtype=np.float32)
-        reach[units] = [np.linalg.norm(self._pure((unit,))) for unit in units]
-        product = np.linalg.norm(pure, axis=1)[:, None] * reach
+        influence = np.zeros(pure.shape[1], dtype=np.float32)
+        influence[units] = [np.linalg.norm(self._pure((unit,))) for unit in units]
+        product = np.linalg.norm(pure, axis=1)[:, None] * influence
         for row, base in enumerate(bases):
             product[row, list(base)] = 0
         changed = np.abs(pure) * trust.astype(np.float32)
@@ -83,9 +83,7 @@ class Lattice:
     def _pure(self, base: Interaction) -> Float[np.ndarray, " units"]:
         """Return what ablating all of the base changes beyond its parts, for all other units."""
         parts = subsets(base)[1:]
-        signs = [(-1.0) ** (len(base) - len(part)) for part in parts]
-        pure = sum(sign * self.changes[part] for sign, part in zip(signs, parts, strict=True))
-        pure = np.array(pure, dtype=np.float32)
+        pure = alternating_sum(parts, [self.changes[part] for part in parts])
         pure[list(base)] = 0
         return pure
 

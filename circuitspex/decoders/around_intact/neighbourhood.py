@@ -1,14 +1,14 @@
 """What was measured around the intact model, and what it says about interactions there."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitspex._shared import Interaction
+from circuitspex.algebra import alternating_sum, subsets
 
 
 @dataclass
@@ -52,16 +52,10 @@ class Neighbourhood:
 
     def estimates(self, context: Interaction) -> Float[np.ndarray, " units"]:
         """Return the estimate of θ(context ∪ k) for every k; 0 for members of the context."""
-        total = np.zeros(self.n_units)
-        for part in nonempty_subsets(context):
-            total -= (-1) ** (len(context) - len(part)) * self.contexts[part]
+        parts = subsets(context)[1:]  # the gradient of the empty context changes by nothing
+        total = -alternating_sum(parts, [self.contexts[part] for part in parts])
         total[list(context)] = 0
         return total
-
-
-def nonempty_subsets(term: Interaction) -> Iterable[Interaction]:
-    """Return every subset of a term but the empty one, the term itself included."""
-    return chain.from_iterable(combinations(term, k) for k in range(1, len(term) + 1))
 
 
 def describe_measured(

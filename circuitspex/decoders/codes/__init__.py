@@ -4,10 +4,8 @@ from circuitspex.decoders.codes.adaptive import Adaptive
 from circuitspex.decoders.codes.deletions import (
     Residuals,
     SpentError,
-    as_deletions,
     run_side_by_side,
     search,
-    subsets,
 )
 from circuitspex.decoders.codes.moebius_bins import decode_bins
 from circuitspex.decoders.codes.peeling import (

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitspex._shared import Interaction
+from circuitspex.algebra import membership
 from circuitspex.decoders.codes.deletions import (
     Residuals,
     SpentError,
-    as_deletions,
     run_side_by_side,
     search,
 )
@@ -52,11 +52,11 @@ class Adaptive:
     """Typical number of units in a pool."""
     width: int = 8
     """How many searches run side by side."""
-    stale: int = 0
-    """Pools since the last new term."""
+    n_fruitless: int = 0
+    """Pools read since the last new term."""
     covered: float = 0.0
     """How many of these a given term of ``max_order`` units was in, on average."""
-    loudest: float = 0.0
+    largest_residual: float = 0.0
     """Largest residual of these pools."""
     counts: dict[str, int] = field(default_factory=dict)
     stopped: str = "finished"
@@ -114,7 +114,7 @@ class Adaptive:
     def _learn(self, terms: list[Interaction]) -> Float[np.ndarray, "terms columns"]:
         """Return the effects of units or of the constant, measured in one call."""
         n_units = self.fresh.n_units
-        sets = as_deletions([*terms, ()], n_units)
+        sets = membership([*terms, ()], n_units)
         values = self.fresh.columns(self.fresh.look_up(sets, self.repeats))
         effects = values[:-1] - (values[-1] if terms != [()] else 0.0)
         self.measured.update(zip(terms, effects.mean(axis=1).tolist(), strict=True))
@@ -125,11 +125,12 @@ class Adaptive:
         """Return whether to go on, with the threshold lowered if nothing of its size is left."""
         above = self.level > self.floor
         final = not above and self.noise == 0
-        if self.covered < (12 if final else 4) and self.stale < (1024 if final else 128):
+        if self.covered < (12 if final else 4) and self.n_fruitless < (1024 if final else 128):
             return True
-        self.stale, loudest, self.loudest, self.covered = 0, self.loudest, 0.0, 0.0
+        largest = self.largest_residual
+        self.n_fruitless, self.largest_residual, self.covered = 0, 0.0, 0.0
         if above:
-            self.level = max(self.floor, min(self.level / 2, loudest))
+            self.level = max(self.floor, min(self.level / 2, largest))
             return True
         if self.noise > 0 and self.threshold is None and self.repeats < _MOST_REPEATS:
             self.repeats, self.floor = self.repeats * 4, self.floor / 2
@@ -144,10 +145,10 @@ class Adaptive:
         self.drawn += [row.tobytes() for row in np.packbits(pools, axis=1)]
         hit = values >= self.needed
         self.counts["pools"] += len(pools)
-        self.stale += len(pools)
+        self.n_fruitless += len(pools)
         share = pools.sum(axis=1) / self.residuals.n_units
         self.covered += float((share ** min(self.max_order, 6)).sum())
-        self.loudest = max(self.loudest, float(values.max()))
+        self.largest_residual = max(self.largest_residual, float(values.max()))
         self.size *= float(np.exp(0.8 * (0.5 - hit.mean())))
         chosen = np.flatnonzero(hit)[: self.width]
         if len(chosen):
@@ -192,7 +193,7 @@ class Adaptive:
         new = [term for term in fresh if abs(known.get(term, 0.0)) >= self.needed]
         self.counts["found"] += len(new)
         if new:
-            self.stale, self.loudest, self.covered = 0, 0.0, 0.0
+            self.n_fruitless, self.largest_residual, self.covered = 0, 0.0, 0.0
         elif len(pools) > 1:
             self.size *= 0.85  # all of it was spread over terms that are too small
         distinct = len(fresh) / max(1, len(terms))

@@ -126,14 +126,6 @@ def bit_counts(n_bits: int) -> Int[np.ndarray, " bins"]:
     return _popcount(np.arange(2**n_bits), n_bits)
 
 
-def as_sets(terms: list[Interaction], n_units: int) -> Bool[np.ndarray, "sets units"]:
-    """Return terms as rows of booleans."""
-    sets = np.zeros((len(terms), n_units), dtype=bool)
-    for row, term in enumerate(terms):
-        sets[row, list(term)] = True
-    return sets
-
-
 def as_terms(sets: Bool[np.ndarray, "sets units"]) -> list[Interaction]:
     """Return rows of booleans as terms."""
     return [tuple(np.flatnonzero(row).tolist()) for row in sets]

@@ -12,15 +12,15 @@ measured.
 Searches run side by side, and each step of all of them is one call of the set function.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
 from circuitspex._shared import Interaction
+from circuitspex.algebra import inclusion_exclusion, membership, signs_of, subsets
 from circuitspex.decoders.measuring import Reader, rounding_of
 from circuitspex.decoders.regression import Rows
 
@@ -158,30 +158,14 @@ class Residuals:
             The parts, the empty one and the term itself among them, and their effects.
         """
         parts = subsets(term)
-        values = self.columns(self.look_up(as_deletions(parts, self.n_units), repeats))
+        values = self.columns(self.look_up(membership(parts, self.n_units), repeats))
         return parts, inclusion_exclusion(parts) @ values
 
-
-def subsets(term: Iterable[int]) -> list[Interaction]:
-    """Return all subsets of a term, the empty one first."""
-    units = tuple(sorted(term))
-    return [part for size in range(len(units) + 1) for part in combinations(units, size)]
-
-
-def inclusion_exclusion(parts: list[Interaction]) -> Float[np.ndarray, "parts parts"]:
-    """Return the matrix from the values of all subsets of a term to their effects."""
-    within = np.array([[set(inner) <= set(outer) for inner in parts] for outer in parts])
-    sizes = np.array([len(part) for part in parts])
-    return within * (-1.0) ** (sizes[:, None] - sizes)
-
-
-def as_deletions(sets: Iterable[Iterable[int]], n_units: int) -> Bool[np.ndarray, "sets units"]:
-    """Return sets of units as rows of booleans, True where ablated."""
-    rows = [list(units) for units in sets]
-    deletions = np.zeros((len(rows), n_units), dtype=bool)
-    for deletion, units in zip(deletions, rows, strict=True):
-        deletion[units] = True
-    return deletions
+    def effect(self, term: Interaction) -> Float[np.ndarray, " columns"]:
+        """Return the effect of a term all of whose subsets were ablated, prompt by prompt."""
+        parts = subsets(term)
+        values = self.columns(self.look_up(membership(parts, self.n_units)))
+        return signs_of(parts) @ values
 
 
 def search(
@@ -233,7 +217,7 @@ def _differences(pinned: list[int], single: bool) -> tuple[np.ndarray, list[Inte
     if single:
         return np.ones(1), [tuple(pinned)]
     parts = subsets(pinned)
-    return np.array([(-1.0) ** (len(pinned) - len(part)) for part in parts]), parts
+    return signs_of(parts), parts
 
 
 def _prefixes(

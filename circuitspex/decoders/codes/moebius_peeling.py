@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.linalg import cho_factor, solve_triangular
 
 from circuitspex._shared import Interaction
-from circuitspex.algebra import inverse_moebius
-from circuitspex.decoders.codes.aliasing import Aliasing, as_sets, as_terms, bit_counts
+from circuitspex.algebra import inverse_moebius, membership
+from circuitspex.decoders.codes.aliasing import Aliasing, as_terms, bit_counts
 from circuitspex.decoders.codes.group_tests import definite_sets, likeliest_sets, smallest_sets
 from circuitspex.decoders.measuring import rounding_of
 from circuitspex.decoders.regression import solve_gram
@@ -63,7 +63,7 @@ class Samples:
         Returns:
             The fit.
         """
-        sets = as_sets(terms, self.aliasing.n_units)
+        sets = membership(terms, self.aliasing.n_units)
         gram = self.aliasing.gram(sets)
         right = self.aliasing.project(self.values, sets)
         counts = np.bincount(self.which.reshape(-1), minlength=len(self.masks))
@@ -107,7 +107,7 @@ def peel_exactly(samples: Samples, max_order: int) -> tuple[list[Interaction], i
         fresh = fresh or _singletons(aliasing, bins, rounding, max_order, by_program=True)
         if not fresh:
             break
-        sets = as_sets(list(fresh), aliasing.n_units)
+        sets = membership(list(fresh), aliasing.n_units)
         aliasing.subtract(bins, sets, np.array(list(fresh.values())))
         for term, value in fresh.items():
             found[term] = found.get(term, 0.0) + value
@@ -167,7 +167,8 @@ def peel_noisily(samples: Samples, max_order: int, sigma: float, fit: Fit) -> Fi
     powers = np.zeros(samples.values.shape[:2])
     tries: Counter[Interaction] = Counter()
     for _ in range(_NOISY_ROUNDS):
-        bins = _listen_to_all(samples, fit, sigma, powers)
+        groups = zip(fit.residuals, powers, strict=True)
+        bins = [_filter_bins(left, sigma, power) for left, power in groups]  # powers change
         corrected = _reread(samples, fit, max_order, bins)
         scores = _candidates(samples, max_order, bins)
         known = set(corrected)
@@ -187,7 +188,7 @@ def _reread(samples: Samples, fit: Fit, max_order: int, bins: Bins) -> list[Inte
     A first reading is of a single bin, at the noise of that bin, and may have a unit wrong.
     """
     aliasing = samples.aliasing
-    sets = as_sets(fit.terms, aliasing.n_units)
+    sets = membership(fit.terms, aliasing.n_units)
     own = fit.coefficients[:, None] * aliasing.missed(sets)
     total, weights = np.zeros(own.shape), np.zeros(len(sets))
     allowed = np.ones(sets.shape, dtype=bool)
@@ -226,14 +227,7 @@ def _candidates(samples: Samples, max_order: int, bins: Bins) -> dict[Interactio
     return found
 
 
-def _listen_to_all(
-    samples: Samples, fit: Fit, sigma: float, powers: Float[np.ndarray, "groups bins"]
-) -> Bins:
-    """Return what the bins of every group hold beside the fit; ``powers`` are updated."""
-    return [_listen(left, sigma, power) for left, power in zip(fit.residuals, powers, strict=True)]
-
-
-def _listen(
+def _filter_bins(
     values: Float[np.ndarray, "bins delays"], sigma: float, powers: Float[np.ndarray, " bins"]
 ) -> tuple[Float[np.ndarray, "bins delays"], Float[np.ndarray, " bins"]]:
     r"""Return what every bin holds, with the least noise and interference, and how much of these.

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from circuitspex._shared import Interaction
 from circuitspex.decoders.codes.bins import complete_tables, decode_bins, n_words_of
 from circuitspex.decoders.measuring import Samples
-from circuitspex.decoders.regression import characters, scores, screen_pairs, solve_gram
+from circuitspex.decoders.regression import characters, scores, solve_gram, strongest_pairs
 
 _MAX_SHARE = 0.3  # of the rows that a fit may have terms
 _LEAST_SCORE = 3.0  # standard errors of a covariance from zero for its term to come in
@@ -214,7 +214,7 @@ def search_pairs(
     n_pairs = len(units) * (len(units) - 1) // 2
     return Search(
         max(1, n_pairs),
-        lambda residuals, fit: screen_pairs(masks, residuals, units, keep_rate, _MAX_PAIRS),
+        lambda residuals, fit: strongest_pairs(masks, residuals, units, keep_rate, _MAX_PAIRS),
     )
 
 

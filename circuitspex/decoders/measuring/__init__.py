@@ -18,4 +18,4 @@ from circuitspex.decoders.measuring.samples import (
     join,
     variance_components,
 )
-from circuitspex.decoders.measuring.stopping import Course
+from circuitspex.decoders.measuring.stopping import StoppingRule

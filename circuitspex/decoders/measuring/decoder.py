@@ -8,7 +8,7 @@ import numpy as np
 
 from circuitspex._shared import SetFunction
 from circuitspex.algebra import Interactions
-from circuitspex.decoders.measuring.restriction import find_units, restrict
+from circuitspex.decoders.measuring.restriction import Restricted, find_units
 from circuitspex.decoders.measuring.samples import Meter, PromptsPerMask, is_count
 from circuitspex.errors import DecoderError
 
@@ -75,7 +75,7 @@ class Decoder(ABC):
             return self._decode(meter, rng)
         labels = unit_labels(meter)
         chosen = find_units(self.among, labels)
-        within = self._decode(Meter(restrict(set_function, chosen, labels), budget), rng)
+        within = self._decode(Meter(Restricted(set_function, chosen, labels), budget), rng)
         return replace(
             within,
             n_units=len(labels),

@@ -1,4 +1,4 @@
-"""When more evaluations would change little: the course of a decoding in rounds."""
+"""When more evaluations would change little: whether to stop a decoding in rounds."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ _IN_A_ROW = 2
 
 
 @dataclass
-class Course:
+class StoppingRule:
     """What each round of a decoding found, and whether that has settled."""
 
     tolerance: float | None

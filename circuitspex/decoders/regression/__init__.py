@@ -9,13 +9,13 @@ from circuitspex.decoders.regression.least_squares import (
     strongest_units,
 )
 from circuitspex.decoders.regression.row_fit import RowFit, Rows, fit_rows
-from circuitspex.decoders.regression.screens import (
+from circuitspex.decoders.regression.selection import Candidates, combine
+from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.decoders.regression.strongest_sets import (
     covariances,
     leftover,
     noise_level,
-    screen_pairs,
-    screen_triples,
+    strongest_pairs,
+    strongest_triples,
 )
-from circuitspex.decoders.regression.selection import Candidates, combine
-from circuitspex.decoders.regression.sparse_regression import SparseRegression
 from circuitspex.decoders.regression.trees import Tree, as_terms, tree_fourier

@@ -231,12 +231,12 @@ def covariance(
     """
     design, gram = normal_equations(columns, incidence, np.zeros(columns.shape[1]))
     n_free = 1 + incidence.shape[1]
-    reach = solve_gram(gram, design.T)
-    leverage = np.minimum((design.T * reach).sum(axis=0), _MAX_LEVERAGE)
+    influence = solve_gram(gram, design.T)
+    leverage = np.minimum((design.T * influence).sum(axis=0), _MAX_LEVERAGE)
     _, cluster = np.unique(groups, return_inverse=True)
     order = np.argsort(cluster, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(cluster[order]) > 0])
-    parts = reach * (residuals / np.sqrt(1 - leverage))
+    parts = influence * (residuals / np.sqrt(1 - leverage))
     spread = np.add.reduceat(parts[:, order], starts, axis=1)
     errors = np.c_[np.delete(spread, np.s_[1:n_free], axis=0), np.r_[0.0, shrinkage]]
     return errors @ errors.T

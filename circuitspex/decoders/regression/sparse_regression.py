@@ -13,10 +13,10 @@ from circuitspex._shared import check_masks
 from circuitspex.algebra import Interactions
 from circuitspex.decoders.measuring import (
     MIN_MASKS,
-    Course,
     Decoder,
     Meter,
     Samples,
+    StoppingRule,
     describe_designs,
     evaluate_round,
     gather,
@@ -156,15 +156,15 @@ class SparseRegression(Decoder):
             n_rounds = max(1, min(n_rounds, meter.budget // (cost * _LEAST_ROUND)))
         rounds = plan_rounds(meter, self.keep_rate, n_drawn, [1 / n_rounds] * n_rounds, rng, errors)
         labels, samples = unit_labels(meter), []
-        course = Course(self.tolerance, n_rounds)
+        stopping = StoppingRule(self.tolerance, n_rounds)
         for planned in rounds:
             samples.append(evaluate_round(meter, planned, n_drawn, self.keep_rate, rng))
             found = self._fit(join(samples, self.keep_rate), labels, meter.n_evaluations, rng)
-            if course.settles(found):
+            if stopping.settles(found):
                 break
         if self.tolerance is None:
             return found
-        return replace(found, diagnostics={**found.diagnostics, "stopping": course.describe()})
+        return replace(found, diagnostics={**found.diagnostics, "stopping": stopping.describe()})
 
     def _check_units(self, n_units: int) -> None:
         """Raise an error if the method does not take so many units."""

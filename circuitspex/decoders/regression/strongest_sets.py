@@ -1,4 +1,4 @@
-"""Screens: sets of two and three units whose characters covary most with what is left over."""
+"""Sets of two and three units whose characters covary most with what is left over."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def leftover(
     return values - solution[0] - columns @ solution[1:]
 
 
-def screen_pairs(
+def strongest_pairs(
     masks: Bool[np.ndarray, "rows units"],
     residuals: Float[np.ndarray, " rows"],
     units: Int[np.ndarray, " chosen"],
@@ -54,7 +54,7 @@ def screen_pairs(
     return _as_terms(units[np.stack([first[order], second[order]], axis=1)])
 
 
-def screen_triples(
+def strongest_triples(
     masks: Bool[np.ndarray, "rows units"],
     residuals: Float[np.ndarray, " rows"],
     core: Int[np.ndarray, " core"],
@@ -66,12 +66,12 @@ def screen_triples(
     """Return the triples of units whose characters covary most with residuals.
 
     What is looked at is every triple of core units, and every pair with every unit. How many are
-    returned is decided as in :func:`screen_pairs`.
+    returned is decided as in :func:`strongest_pairs`.
 
     Args:
         masks: Keep-masks.
         residuals: What smaller terms do not explain.
-        core: Units all triples of which are screened, in ascending order.
+        core: Units all triples of which are looked at, in ascending order.
         pairs: Pairs to extend.
         units: Units to extend them by.
         keep_rate: p of the characters.
@@ -139,7 +139,7 @@ def _strongest(
 def _single_characters(
     masks: Bool[np.ndarray, "rows units"], units: Int[np.ndarray, " chosen"], keep_rate: float
 ) -> Float[np.ndarray, "rows chosen"]:
-    """Return the characters of single units in single precision, which screens need not exceed."""
+    """Return the characters of single units in single precision, enough to compare."""
     scale = np.float32(np.sqrt(keep_rate * (1 - keep_rate)))
     return (masks[:, units].astype(np.float32) - np.float32(keep_rate)) / scale
 
