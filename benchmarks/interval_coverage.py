@@ -42,7 +42,7 @@ from torch import Tensor
 
 from circuitspex import Interaction, decoders
 from circuitspex.algebra.interactions import Interactions
-from circuitspex.algebra.ranking import NORMAL_95
+from circuitspex.algebra.term import NORMAL_95
 from circuitspex.decoders.regression import sparse_regression
 from circuitspex.games import PromptsGame, SparseGame, random_terms
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.report.tables import interaction_rows
 
 
 def main() -> None:
@@ -74,10 +73,9 @@ def main() -> None:
                         best = (r2, found)
     assert best is not None
     top = [
-        [" + ".join(row.units), round(row.coefficient, 3), row.low and round(row.low, 3),
-         row.high and round(row.high, 3)]
-        for row in interaction_rows(best[1], 10, min_order=2)
-    ]  # fmt: skip
+        [term.label, round(term.coefficient, 3), *(round(end, 3) for end in term.interval or ())]
+        for term in best[1].to("moebius", "intact").top(10, min_order=2)
+    ]
     print(
         json.dumps(
             {

@@ -20,7 +20,7 @@ from circuitspex._shared import SampledSetFunction, SetFunction
 
 # decoding
 from circuitspex import decoders, designs, games
-from circuitspex.algebra import IndexValues, Interactions, indices, masks, transforms
+from circuitspex.algebra import IndexValues, Interactions, Term, indices, masks, transforms
 
 # interactions measured one by one, circuits and their criteria
 from circuitspex import circuits, verification
@@ -31,6 +31,7 @@ from circuitspex.circuits import Circuit, CircuitReport, best_circuit, criteria
 from circuitspex import errors
 from circuitspex.evaluation import store
 from circuitspex._shared import Spec
+from circuitspex.findings import Findings, load
 from circuitspex.tracking import wandb_tracker
 
 # where it runs
@@ -46,6 +47,7 @@ __all__ = [
     "CircuitReport",
     "CircuitSpex",
     "DifferentiableSetFunction",
+    "Findings",
     "IndexValues",
     "Interaction",
     "Interactions",
@@ -53,6 +55,7 @@ __all__ = [
     "SetFunction",
     "Spec",
     "Task",
+    "Term",
     "UnitSet",
     "Verification",
     "ablate",
@@ -67,6 +70,7 @@ __all__ = [
     "games",
     "heads",
     "indices",
+    "load",
     "masks",
     "mean",
     "measurement",

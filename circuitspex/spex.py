@@ -20,7 +20,7 @@ from circuitspex.ablation import Ablated, ablate
 from circuitspex.algebra import Interactions, all_kept
 from circuitspex.circuits import Circuit, CircuitReport, best_circuit, verify_circuit
 from circuitspex.decoders.measuring import Decoder
-from circuitspex.errors import HookError, TaskWarning
+from circuitspex.errors import HookError, ResultError, TaskWarning
 from circuitspex.evaluation import (
     Evaluation,
     LocalRunner,
@@ -31,6 +31,7 @@ from circuitspex.evaluation import (
     noise_floor,
 )
 from circuitspex.evaluation.store import MemoryStore, ParquetStore, Store
+from circuitspex.findings import Findings
 from circuitspex.tasks import Metric, Task, metrics
 from circuitspex.tracking import NullTracker, Tracker
 from circuitspex.units import Replacement, UnitSet, replacements
@@ -104,7 +105,9 @@ class CircuitSpex:
         self._exits = ExitStack()
         self._evaluation: Evaluation | None = None
         self._spec = Spec({})
-        self._found: dict[str, Any] = {}
+        self._findings: Findings | None = None
+        self._is_tracked = True
+        self._started = 0.0
 
     def __enter__(self) -> "CircuitSpex":
         """Hook the model, open the store, and check that the intact model solves the task.
@@ -112,6 +115,7 @@ class CircuitSpex:
         Returns:
             This object, now a set function.
         """
+        self._findings, self._is_tracked, self._started = None, True, perf_counter()
         with ExitStack() as exits:
             if self._workers is not None:
                 exits.enter_context(self._workers)
@@ -295,8 +299,8 @@ class CircuitSpex:
             noted = {**interactions.diagnostics, "noise_floor": self.noise_floor()}
             interactions = replace(interactions, diagnostics=noted)
         self._tracker.log({"perf/discover_s": seconds, "perf/evaluated": float(evaluated)})
-        self._found["interactions"] = interactions
-        self._found.pop("verified_interactions", None)  # those were of an earlier discovery
+        self._findings = Findings(self._spec, interactions)
+        self._note()
         return interactions
 
     def verify_interactions(
@@ -352,8 +356,10 @@ class CircuitSpex:
                 verification = verify_interactions(
                     fresh, interactions, held_out=True, label=task.name, **settings
                 )
-        if verification.around == "intact":
-            self._found["verified_interactions"] = verification
+        found = self._findings
+        same_units = found is not None and found.interactions.units == verification.units
+        if same_units and verification.around == "intact":
+            self._note(verification=verification)
         return verification
 
     def circuit(self, interactions: Interactions, n_units: int) -> Circuit:
@@ -367,7 +373,7 @@ class CircuitSpex:
             The circuit; a prediction until it is verified.
         """
         circuit = best_circuit(interactions, n_units)
-        self._found["circuit"] = circuit
+        self._note(circuit=circuit)
         return circuit
 
     def verify(self, circuit: Circuit, task: Task | None = None) -> CircuitReport:
@@ -398,8 +404,21 @@ class CircuitSpex:
                 report = verify_circuit(
                     fresh, circuit, held_out=True, label=other.name, notes=notes
                 )
-        self._found["verification"] = report
+        self._note(criteria=report)
         return report
+
+    def findings(self) -> Findings:
+        """Return everything found since the latest discovery; also after the block.
+
+        Returns:
+            The findings, which can be saved, shown as a table and written as a page.
+
+        Raises:
+            ResultError: If nothing was discovered yet.
+        """
+        if self._findings is None:
+            raise ResultError("nothing was found yet; call discover(...) first.")
+        return self._findings
 
     def track(self, page: Path | None = None) -> None:
         """Hand everything found so far to the tracker; done once, at the latest on the way out.
@@ -407,15 +426,29 @@ class CircuitSpex:
         Args:
             page: The report page, if one was written.
         """
-        if "interactions" in self._found:
+        if not self._is_tracked:
             silent = type(self._tracker) is NullTracker  # a large table for nobody
             evaluations = None if silent else self.evaluation.store.table()
-            self._tracker.finish(spec=self._spec, page=page, evaluations=evaluations, **self._found)
-            self._found = {}
+            self._tracker.finish(self.findings(), page=page, evaluations=evaluations)
+            self._is_tracked = True
+
+    def _note(self, **found: Any) -> None:
+        """Add to what was found in this block; what is of other interactions is not part of it."""
+        if self._findings is not None:
+            self._findings = replace(
+                self._findings,
+                n_evaluated=self.evaluation.n_evaluated,
+                n_replayed=self.evaluation.n_replayed,
+                seconds=perf_counter() - self._started,
+                **found,
+            )
+            self._is_tracked = False
 
     def _extrapolation(self, circuit: Circuit) -> str:
-        found = self._found.get("interactions")
-        if found is None or circuit.predicted_value is None or found.decoder == "exact":
+        if self._findings is None or circuit.predicted_value is None:
+            return ""
+        found = self._findings.interactions
+        if found.decoder == "exact":
             return ""
         n, kept, p = found.n_units, len(circuit.indices), found.keep_rate
         if abs(kept - p * n) <= 3 * (n * p * (1 - p)) ** 0.5:

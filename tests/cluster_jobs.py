@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from circuitspex.runs.discover import Result, discover
+from circuitspex.findings import Findings
+from circuitspex.runs.discover import discover
 from circuitspex.runs.settings import Settings
 
 BATCH = 32
@@ -13,7 +14,7 @@ SETTINGS = Settings(decoder="lasso", budget=1024, n_prompts=8, verify=2)
 RESULTS = ("interactions.json", "circuit.json", "verification.json", "verified_interactions.json")
 
 
-def run_toy(folder: Path, pause: float = 0.0, hold_after: int | None = None) -> Result:
+def run_toy(folder: Path, pause: float = 0.0, hold_after: int | None = None) -> Findings:
     """Find the toy's circuit; write down when each try starts and what each batch evaluates.
 
     The first try pauses after every batch, and holds after some number of them until it is ended

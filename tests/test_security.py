@@ -16,8 +16,9 @@ from rich.console import Console
 from circuitspex._shared.spec import Spec
 from circuitspex.cli import show
 from circuitspex.errors import CircuitSpexError
-from circuitspex.report.page import render_page
-from circuitspex.runs.discover import Result, discover
+from circuitspex.findings import load
+from circuitspex.report import render_page
+from circuitspex.runs.discover import discover
 from circuitspex.runs.settings import Settings
 
 PACKAGE = Path(__file__).parent.parent / "circuitspex"
@@ -122,23 +123,35 @@ def strings(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def fill_with(evil: str, folder: Path) -> int:
-    """Put a text wherever a result folder takes one; how often that was."""
-    n_filled, names = 0, ("spec", "interactions", "circuit", "verification")
-    labels = json.loads((folder / "interactions.json").read_text())["units"]
-    for name in (*names, "verified_interactions"):
-        path = folder / f"{name}.json"
-        document = json.loads(path.read_text())
-        for holder, key in list(strings(document)):
-            before, old = path.read_bytes(), holder[key]
-            holder[key] = f"{old}{evil}" if old in labels else evil
-            path.write_text(json.dumps(_with_hashes(document) if name == "spec" else document))
-            try:
-                Result.load(folder)
-                n_filled += 1
-            except CircuitSpexError:
-                path.write_bytes(before)
+    """Put a text wherever a result folder takes one, labels in all files at once; how often."""
+    names = ("spec", "interactions", "circuit", "verification", "verified_interactions")
+    files = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+    labels, groups = set(files["interactions"]["units"]), dict[Any, list[tuple[Any, Any]]]()
+    for document in files.values():
+        for holder, key in strings(document):
+            together = holder[key] if holder[key] in labels else (id(holder), key)
+            groups.setdefault(together, []).append((holder, key))
+    n_filled = 0
+    for text, places in groups.items():
+        before = [holder[key] for holder, key in places]
+        for holder, key in places:
+            holder[key] = f"{text}{evil}" if text in labels else evil
+        _write(files, folder)
+        try:
+            load(folder)
+            n_filled += len(places)
+        except CircuitSpexError:
+            for (holder, key), old in zip(places, before, strict=True):
                 holder[key] = old
+            _write(files, folder)
+    assert all(evil in label for label in files["interactions"]["units"])
     return n_filled
+
+
+def _write(files: dict[str, Any], folder: Path) -> None:
+    for name, document in files.items():
+        whole = _with_hashes(document) if name == "spec" else document
+        (folder / f"{name}.json").write_text(json.dumps(whole))
 
 
 def _with_hashes(document: dict[str, Any]) -> dict[str, Any]:
@@ -147,14 +160,7 @@ def _with_hashes(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(folder: Path) -> str:
-    result = Result.load(folder)
-    return render_page(
-        result.spec,
-        result.interactions.to("moebius", origin="intact"),
-        result.circuit,
-        result.verification,
-        verified_interactions=result.verified_interactions,
-    )
+    return render_page(load(folder))
 
 
 def test_no_text_of_a_result_folder_gets_into_a_page_as_markup(whole: Path, tmp_path: Path):
@@ -174,7 +180,7 @@ def test_no_text_of_a_result_folder_steers_the_terminal(whole: Path, tmp_path: P
     assert fill_with(evil, folder) > 30
     shown = io.StringIO()
     monkeypatch.setattr(show, "out", Console(file=shown, width=400))
-    show.show_result(Result.load(folder), top=10)
+    show.show_findings(load(folder), top=10)
     assert "[link=file:///x]" in shown.getvalue()
     assert "\x1b" not in shown.getvalue()
     assert "\x07" not in shown.getvalue()

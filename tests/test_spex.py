@@ -9,7 +9,7 @@ import torch
 
 import circuitspex as cs
 from circuitspex.algebra.interactions import Interactions
-from circuitspex.errors import AblationError, BudgetError, HookError, TaskWarning
+from circuitspex.errors import AblationError, BudgetError, HookError, ResultError, TaskWarning
 from circuitspex.tracking.null import NullTracker
 
 
@@ -18,7 +18,8 @@ class Recorder(NullTracker):
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.finished: dict[str, Any] = {}
+        self.finished: list[cs.Findings] = []
+        self.evaluations: Any = None
 
     def start(self, spec: cs.Spec) -> None:
         self.events.append("start")
@@ -26,9 +27,10 @@ class Recorder(NullTracker):
     def log(self, scalars: Mapping[str, float]) -> None:
         self.events.append("log")
 
-    def finish(self, **found: Any) -> None:
+    def finish(self, findings: cs.Findings, *, page: Any = None, evaluations: Any = None) -> None:
         self.events.append("finish")
-        self.finished = found
+        self.finished.append(findings)
+        self.evaluations = evaluations
 
 
 @pytest.fixture
@@ -54,8 +56,29 @@ def test_the_whole_path(toy: Any, task: cs.Task) -> None:
     assert report.std_error is not None
     assert report.std_error > 0
     assert recorder.events == ["start", "log", "finish"]
-    assert recorder.finished["circuit"] is circuit
-    assert recorder.finished["evaluations"].num_rows == 1024
+    (findings,) = recorder.finished
+    assert findings is spex.findings()
+    assert findings.spec is spex.spec
+    assert findings.interactions is found
+    assert findings.circuit is circuit
+    assert findings.criteria is report
+    assert findings.verification is None
+    assert findings.n_evaluated == 1024
+    assert findings.seconds > 0
+    assert recorder.evaluations.num_rows == 1024
+
+
+def test_findings_are_there_in_the_block_and_after(toy: Any, task: cs.Task) -> None:
+    with cs.CircuitSpex(toy, task, units=cs.heads(toy)) as spex:
+        with pytest.raises(ResultError, match="nothing was found yet"):
+            spex.findings()
+        found = spex.discover(decoder="exact", budget=1024)
+        assert spex.findings().circuit is None
+        circuit = spex.circuit(found, 2)
+        assert spex.findings().circuit is circuit
+        again = spex.discover(decoder="exact", budget=1024, keep_rate=0.7)
+    assert spex.findings().interactions is again
+    assert spex.findings().circuit is None  # that was of earlier interactions
 
 
 def test_a_block_that_fails_is_not_tracked_as_finished(toy: Any, task: cs.Task) -> None:
@@ -148,14 +171,15 @@ def test_interactions_are_verified_on_the_prompts_of_the_discovery(toy: Any, tas
     exact = cs.transforms.moebius(values, origin="intact")
     for row in verification.checked:
         truth = exact[sum(2**unit for unit in row.indices)]
-        torch.testing.assert_close(torch.tensor(row.prompt_values).double(), truth)
-        assert row.measured == pytest.approx(float(truth.mean()))
+        assert row.measured is not None
+        torch.testing.assert_close(torch.tensor(row.measured.prompt_values).double(), truth)
+        assert row.measured.effect == pytest.approx(float(truth.mean()))
     intact = found.to("moebius", "intact")
     strongest = intact.top(5, min_order=2, max_order=3)
     assert [row.units for row in verification.checked] == [one.units for one in strongest]
     assert verification.n_evaluations == spent
     assert (verification.label, verification.held_out) == (task.name, False)
-    assert recorder.finished["verified_interactions"] is verification
+    assert recorder.finished[0].verification is verification
 
 
 def test_interactions_are_verified_on_other_prompts(toy: Any, task: cs.Task) -> None:
@@ -176,7 +200,7 @@ def test_what_was_verified_of_an_earlier_discovery_is_not_tracked(toy: Any, task
     with cs.CircuitSpex(toy, task, cs.heads(toy), tracker=recorder) as spex:
         spex.verify_interactions(spex.discover("exact", budget=1024), top=1)
         spex.discover("lasso", budget=400, keep_rate=0.8)
-    assert "verified_interactions" not in recorder.finished
+    assert recorder.finished[0].verification is None
 
 
 def test_only_what_is_about_the_intact_model_is_tracked(toy: Any, task: cs.Task) -> None:
@@ -192,4 +216,4 @@ def test_only_what_is_about_the_intact_model_is_tracked(toy: Any, task: cs.Task)
     assert inside.circuit == circuit.indices
     # every mask was evaluated, so what the decoder says around the circuit is exact
     assert inside.measured[:2] == pytest.approx(inside.estimates[:2])
-    assert "verified_interactions" not in recorder.finished
+    assert recorder.finished[0].verification is None

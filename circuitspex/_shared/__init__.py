@@ -2,7 +2,13 @@
 
 from circuitspex._shared.checks import check_gates, check_masks, did_you_mean
 from circuitspex._shared.documents import pack_matrix, read_document, unpack_matrix, write_document
-from circuitspex._shared.files import fsync_file, fsync_folder, write_atomically, write_result
+from circuitspex._shared.files import (
+    fsync_file,
+    fsync_folder,
+    make_folder,
+    write_atomically,
+    write_result,
+)
 from circuitspex._shared.mappings import parse_mapping, read_mapping
 from circuitspex._shared.protocols import (
     GRADIENT_COST,

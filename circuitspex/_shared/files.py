@@ -52,6 +52,25 @@ def write_result(path: str | Path, data: bytes) -> None:
         ) from error
 
 
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder for results, and those above it, if it is not there.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The same.
+
+    Raises:
+        ResultError: If it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"{folder} cannot be made: {error}. Choose another folder.") from error
+    return Path(folder)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the folder's entries durable: renames and removals are not until it is synced."""
     if os.name == "posix":  # elsewhere a folder cannot be opened

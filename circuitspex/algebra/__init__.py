@@ -2,7 +2,7 @@
 
 from circuitspex.algebra import indices, masks, transforms
 from circuitspex.algebra.indices import IndexValues
-from circuitspex.algebra.interactions import Interactions, kind
+from circuitspex.algebra.interactions import Interactions
 from circuitspex.algebra.masks import (
     ablate_only,
     all_ablated,
@@ -13,7 +13,6 @@ from circuitspex.algebra.masks import (
     pack,
     unpack,
 )
-from circuitspex.algebra.ranking import NORMAL_95, RankedInteraction
 from circuitspex.algebra.subsets import (
     alternating_signs,
     alternating_sum,
@@ -21,6 +20,18 @@ from circuitspex.algebra.subsets import (
     membership,
     signs_of,
     subsets,
+)
+from circuitspex.algebra.term import (
+    ALIGNED_RIGHT,
+    NORMAL_95,
+    Kind,
+    Measured,
+    Term,
+    Verdict,
+    as_columns,
+    as_text,
+    number,
+    to_dataframe,
 )
 from circuitspex.algebra.transforms import (
     BasisName,
@@ -37,17 +48,23 @@ from circuitspex.algebra.transforms import (
 )
 
 __all__ = [
+    "ALIGNED_RIGHT",
     "NORMAL_95",
     "BasisName",
     "Coordinates",
     "IndexValues",
     "Interactions",
+    "Kind",
+    "Measured",
     "Origin",
-    "RankedInteraction",
+    "Term",
+    "Verdict",
     "ablate_only",
     "all_ablated",
     "all_kept",
     "alternating_signs",
+    "as_columns",
+    "as_text",
     "basis_functions",
     "convert",
     "digest",
@@ -59,11 +76,12 @@ __all__ = [
     "inverse_fourier",
     "inverse_moebius",
     "keep_only",
-    "kind",
     "masks",
     "moebius",
+    "number",
     "pack",
     "signs_of",
+    "to_dataframe",
     "transforms",
     "unpack",
 ]

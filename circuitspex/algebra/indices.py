@@ -44,14 +44,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from math import comb
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitspex.algebra.ranking import RankedInteraction, Terms
+from circuitspex.algebra.term import Term, as_text, largest, rank, to_dataframe
 from circuitspex.algebra.transforms import Conversion, Coordinates, expand
 from circuitspex.errors import MissingExtraError, ResultError
 
@@ -158,13 +158,12 @@ class IndexValues:
     n_evaluations: int = 0
     """What the coefficients behind it took."""
 
-    @property
-    def _terms(self) -> Terms:
-        return Terms(self.units, self.support, self.values, self.std_errors)
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """All of them, the largest value first, equal ones in the order of the support."""
+        return rank(self.units, self.support, self.values, self.std_errors, basis=self.index)
 
-    def top(
-        self, k: int, min_order: int = 1, max_order: int | None = None
-    ) -> list[RankedInteraction]:
+    def top(self, k: int, min_order: int = 1, max_order: int | None = None) -> list[Term]:
         """Rank sets of units by the size of their values.
 
         Args:
@@ -175,17 +174,17 @@ class IndexValues:
         Returns:
             The largest first; equal ones in the order of the support.
         """
-        return self._terms.top(k, min_order, max_order)
+        return largest(self.terms, k, min_order, max_order)
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Lay the values out as a table, the largest first.
 
         Returns:
-            Columns ``units`` (such as "L0H3 + L1H2"; "∅" for the empty set), ``order``,
-            ``value``, ``std_error``, ``low``, ``high`` (95 % interval; missing values where no
-            errors are known).
+            As for :meth:`Interactions.to_dataframe
+            <circuitspex.algebra.interactions.Interactions.to_dataframe>`, with ``value`` in place
+            of ``coefficient``.
         """
-        return self._terms.to_dataframe("value")
+        return to_dataframe(self.terms).rename(columns={"coefficient": "value"})
 
     def to_shapiq(self) -> "InteractionValues":
         """Convert to shapiq's result type, whose plots then work.
@@ -233,8 +232,8 @@ class IndexValues:
 
     def __str__(self) -> str:
         """Return that line and the ten largest values."""
-        rows = self.to_dataframe().head(10)
-        return f"{self!r}\n{rows.to_string(index=False) if len(rows) else 'no values'}"
+        headings = {"units": "units", "coefficient": "value", "interval": "95 % interval"}
+        return f"{self!r}\n{as_text(self.terms, headings, 'no values')}"
 
 
 def check_index(name: str, max_order: int | None) -> int | None:

@@ -9,6 +9,7 @@ into the other and carries the errors along.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -26,8 +27,7 @@ from circuitspex._shared import (
     write_document,
 )
 from circuitspex.algebra.indices import IndexValues, check_index, index_conversion
-from circuitspex.algebra.ranking import NORMAL_95 as NORMAL_95
-from circuitspex.algebra.ranking import RankedInteraction, Terms
+from circuitspex.algebra.term import Term, as_text, largest, rank, to_dataframe
 from circuitspex.algebra.transforms import BasisName, Coordinates, Origin, convert, evaluate
 from circuitspex.errors import ResultError
 
@@ -139,9 +139,11 @@ class Interactions:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def _terms(self) -> Terms:
-        return Terms(self.units, self.support, self.coefficients, self.std_errors, self.p_values)
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """All of them, the largest coefficient first, equal ones in the order of the support."""
+        columns = self.support, self.coefficients, self.std_errors, self.p_values
+        return rank(self.units, *columns, basis=self.basis, origin=self.origin)
 
     @property
     def coordinates(self) -> Coordinates:
@@ -219,9 +221,7 @@ class Interactions:
         fits = n_terms <= _MAX_COVARIANCE_TERMS
         return std_errors, torch.from_numpy(matrix @ (matrix @ covariance).T) if fits else None
 
-    def top(
-        self, k: int, min_order: int = 1, max_order: int | None = None
-    ) -> list[RankedInteraction]:
+    def top(self, k: int, min_order: int = 1, max_order: int | None = None) -> list[Term]:
         """Rank interactions by the size of their coefficients.
 
         Args:
@@ -232,7 +232,7 @@ class Interactions:
         Returns:
             The largest first; equal ones in the order of the support.
         """
-        return self._terms.top(k, min_order, max_order)
+        return largest(self.terms, k, min_order, max_order)
 
     @property
     def p_values(self) -> Float[Tensor, " coefficients"] | None:
@@ -254,7 +254,7 @@ class Interactions:
         max_order: int | None = None,
         *,
         any_dependence: bool = False,
-    ) -> list[RankedInteraction]:
+    ) -> list[Term]:
         """List the terms that stand out from chance, with control over the whole list.
 
         Of the terms listed, at most the given share is expected to be zero in truth. A 95 %
@@ -296,8 +296,9 @@ class Interactions:
         penalty = (1 / ranks).sum() if any_dependence else 1.0
         ordered, order = p_values[family].sort()
         below = (ordered <= false_discovery_rate * ranks / (len(family) * penalty)).nonzero()
-        passed = {family[i] for i in order[: int(below.max()) + 1 if len(below) else 0].tolist()}
-        return self._terms.ranked(passed)
+        n_passed = int(below.max()) + 1 if len(below) else 0
+        passed = {self.support[family[i]] for i in order[:n_passed].tolist()}
+        return [term for term in self.terms if term.indices in passed]
 
     def energy_by_order(self) -> dict[int, float]:
         """Split the variance of the set function by how many units act together.
@@ -358,11 +359,10 @@ class Interactions:
         """Lay the terms out as a table, the largest coefficient first.
 
         Returns:
-            Columns ``units`` (such as "L0H3 + L1H2"; "∅" for the constant), ``order``,
-            ``coefficient``, ``std_error``, ``low``, ``high`` (95 % interval; missing values
-            where no errors are known), and ``p_value`` where there are held-out estimates.
+            The columns of :meth:`Term.numbers <circuitspex.algebra.term.Term.numbers>` that say
+            anything; ``units`` are such as "L0H3 + L1H2", "∅" for the constant.
         """
-        return self._terms.to_dataframe("coefficient")
+        return to_dataframe(self.terms)
 
     def index(self, name: str, max_order: int | None = None) -> IndexValues:
         """Distribute the set function over sets of units by an index of game theory.
@@ -436,39 +436,8 @@ class Interactions:
 
     def __str__(self) -> str:
         """Return that line and the ten largest terms."""
-        rows = self.to_dataframe().head(10)
-        return f"{self!r}\n{rows.to_string(index=False) if len(rows) else 'no terms'}"
-
-
-def kind(
-    coefficient: float, order: int, origin: Origin | None, basis: BasisName = "moebius"
-) -> Literal["synergistic", "redundant"] | None:
-    """Say whether units need each other or back each other up, as far as a sign can tell.
-
-    ==========================  ==================  ===================
-    coefficient of all k units  AND of the k units  OR of the k units
-    ==========================  ==================  ===================
-    origin ablated              +1                  (−1)^(k + 1)
-    origin intact               (−1)^k              −1
-    ==========================  ==================  ===================
-
-    For even k the two differ at either origin: positive is synergistic, negative redundant. For
-    odd k they agree, so the sign of one coefficient says nothing; look at the pairs inside it.
-
-    Args:
-        coefficient: Möbius coefficient, of a value for which higher is better.
-        order: How many units it is of.
-        origin: Its origin.
-        basis: Its basis.
-
-    Returns:
-        "synergistic" (the units need each other, or cancel), "redundant" (they back each other
-        up), or None for odd orders, the constant, zero, and Fourier coefficients, which average
-        over all masks.
-    """
-    if basis == "fourier" or origin is None or order < 2 or order % 2 == 1 or coefficient == 0:
-        return None
-    return "synergistic" if coefficient > 0 else "redundant"
+        headings = {"units": "units", "coefficient": "coefficient", "interval": "95 % interval"}
+        return f"{self!r}\n{as_text(self.terms, headings, 'no terms')}"
 
 
 def _check_terms(result: Interactions) -> None:

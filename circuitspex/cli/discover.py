@@ -23,7 +23,7 @@ from rich.text import Text
 
 from circuitspex.cli.console import err, readable_errors, resumable
 from circuitspex.cli.console import out as console
-from circuitspex.cli.show import show_result
+from circuitspex.cli.show import show_findings
 
 if TYPE_CHECKING:
     from circuitspex.cluster import RayWorkers
@@ -175,7 +175,7 @@ def discover_command(
         )
         crew = _make_workers(settings, workers, gpus_per_worker, ray_address)
         with resumable(folder), _progress_bar(settings) as (announce, advance):
-            result = discover(
+            findings = discover(
                 settings,
                 folder,
                 tracker=tracker,
@@ -185,10 +185,10 @@ def discover_command(
                 batch_size=batch_size,
                 workers=crew,
             )
-        show_result(result, top=10)
+        show_findings(findings, top=10)
         console.print(
-            f"{result.n_evaluated:,} evaluations run, {result.n_replayed:,} replayed from disk. "
-            f"Open {folder / 'report.html'}"
+            f"{findings.n_evaluated:,} evaluations run, {findings.n_replayed:,} replayed from "
+            f"disk. Open {folder / 'report.html'}"
         )
 
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from circuitspex.cli.console import out, plain, readable_errors
 
 if TYPE_CHECKING:
-    from circuitspex.report import InteractionRow
-    from circuitspex.runs import Result
+    from circuitspex.algebra import Term
+    from circuitspex.findings import Findings
     from circuitspex.verification import Verification
 
 
@@ -23,9 +23,9 @@ def show_command(
 ) -> None:
     """Show what a finished run found."""
     with readable_errors():
-        from circuitspex.runs import Result
+        from circuitspex.findings import load
 
-        show_result(Result.load(folder), top)
+        show_findings(load(folder), top)
 
 
 def units_command(
@@ -47,11 +47,11 @@ def units_command(
         out.print(table)
 
 
-def show_result(result: "Result", top: int) -> None:
+def show_findings(findings: "Findings", top: int) -> None:
     """Print what a run found: fit, interactions, circuit."""
-    from circuitspex.report import NO_JOINT_TERMS, interaction_rows
+    from circuitspex.report import NO_JOINT_TERMS
 
-    interactions, report = result.interactions, result.verification
+    interactions = findings.interactions
     r2, error = interactions.held_out_r2, interactions.diagnostics.get("held_out_r2_std_error")
     give_or_take = f" ± {error:.3f} (standard error)" if isinstance(error, float) else ""
     out.print(
@@ -59,62 +59,52 @@ def show_result(result: "Result", top: int) -> None:
         f"{interactions.n_evaluations:,} evaluations, keep rate {interactions.keep_rate:g}; "
         + ("every mask evaluated" if r2 is None else f"held-out R² {r2:.3f}{give_or_take}")
     )
-    verified = result.verified_interactions
-    if verified is not None and not verified.checked:
-        verified = None
-    rows = interaction_rows(interactions, top, min_order=2, verification=verified)
-    if not rows:
-        out.print(Text(NO_JOINT_TERMS))
-    elif verified is None:
-        out.print(_interactions_table(rows, interactions.n_units))
-    else:
-        out.print(_checked_table(rows, interactions.n_units))
-        out.print(plain(_summary(verified)))
-    out.print(plain(str(report)))
+    terms = [term for term in findings.terms if term.order > 1][:top]
+    out.print(_table(terms, interactions.n_units) if terms else Text(NO_JOINT_TERMS))
+    if findings.verification is not None and findings.verification.checked:
+        out.print(plain(_summary(findings.verification)))
+    if findings.criteria is not None:
+        out.print(plain(str(findings.criteria)))
 
 
-def _interactions_table(rows: "list[InteractionRow]", n_units: int) -> Table:
-    table = Table("units", "kind", "effect of ablating together", "95 % interval", "Fourier")
+_DECODED = {
+    "units": "units",
+    "kind": "kind",
+    "coefficient": "effect of ablating together",
+    "interval": "95 % interval",
+    "average": "Fourier",
+}
+_MEASURED = {
+    "units": "units",
+    "kind": "kind",
+    "measured": "measured",
+    "verdict": "verdict",
+    "estimate": "estimate",
+}
+_STYLES = {"verified": "green", "refuted": "red", "undecided": "yellow", "not checked": "dim"}
+
+
+def _table(terms: "list[Term]", n_units: int) -> Table:
+    from circuitspex.algebra import ALIGNED_RIGHT
+
+    measured = terms[0].verdict is not None
+    headings = _MEASURED if measured else _DECODED
+    table = Table()
+    for name, heading in headings.items():
+        table.add_column(heading, justify="right" if name in ALIGNED_RIGHT else "left")
     table.title = f"Strongest interactions of order ≥ 2 among {n_units:,} units"
-    if any(row.significant for row in rows):
-        table.caption = "★ of all so marked, at most 5 % are expected to be chance"
-    star = " ★"
-    for row in rows:
-        table.add_row(
-            plain(" + ".join(row.units)),
-            row.kind,
-            f"{row.coefficient:+.3f}",
-            ""
-            if row.low is None
-            else f"{row.low:+.3f} … {row.high:+.3f}{star * bool(row.significant)}",
-            f"{row.fourier:+.3f}",
-        )
+    notes = []
+    if measured:
+        table.title += ", verified first"
+        notes.append("± one standard error")
+    if any(term.significant for term in terms):
+        notes.append("★ of all so marked, at most 5 % are expected to be chance")
+    table.caption = "; ".join(notes)
+    for term in terms:
+        words = {name: plain(text) for name, text in term.words().items()}
+        words["verdict"].stylize(_STYLES[words["verdict"].plain])
+        table.add_row(*(words[name] for name in headings))
     return table
-
-
-_STYLES = {"verified": "green", "refuted": "red", "undecided": "yellow"}
-
-
-def _checked_table(rows: "list[InteractionRow]", n_units: int) -> Table:
-    table = Table("units", "kind", "measured", "verdict", "estimate")
-    table.title = f"Strongest interactions of order ≥ 2 among {n_units:,} units, verified first"
-    table.caption = "± one standard error"
-    if any(row.significant for row in rows):
-        table.caption += "; ★ of all so marked, at most 5 % are expected to be chance"
-    for row in rows:
-        verdict = "not checked" if row.check is None else row.check.verdict
-        table.add_row(
-            plain(" + ".join(row.units)),
-            row.kind,
-            "" if row.check is None else _number(row.check.measured, row.check.std_error),
-            Text(verdict, style=_STYLES.get(verdict, "dim")),
-            f"{_number(row.coefficient, row.std_error)}{' ★' if row.significant else ''}",
-        )
-    return table
-
-
-def _number(value: float | None, error: float | None) -> str:
-    return f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _summary(verified: "Verification") -> str:

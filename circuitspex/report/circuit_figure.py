@@ -2,20 +2,23 @@
 
 import html
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from circuitspex.algebra import Interactions
+from circuitspex.algebra import Kind, Term, number
+from circuitspex.findings import Findings
+from circuitspex.report.effect_map import single_effects
 from circuitspex.report.layout import Layout, arrange, short_label
 from circuitspex.report.style import CELL_LINE, INK, KINDS, MUTED, describe, figure_with_defaults
-from circuitspex.report.tables import InteractionRow, interaction_rows, number, single_effects
-from circuitspex.verification import Verification
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Point = tuple[float, float]
+
+N_DRAWN = 25
+"""How many interactions are drawn at most."""
 
 # keeps labels legible where lines pass under them
 _HALO = ", ".join(["0 0 3px white"] * 4)
@@ -23,65 +26,56 @@ _HALO = ", ".join(["0 0 3px white"] * 4)
 
 @dataclass(frozen=True)
 class _Link:
-    row: InteractionRow
+    term: Term
     path: list[Point | None]  # None lifts the pen
     label_at: Point
 
 
-def circuit_figure(
-    interactions: Interactions,
-    circuit: Collection[int] = (),
-    n_shown: int = 25,
-    verification: Verification | None = None,
-) -> "go.Figure":
+def circuit_figure(findings: Findings, n_shown: int = N_DRAWN) -> "go.Figure":
     """Draw the largest interactions, refuted ones and those that may be zero left out.
 
     Args:
-        interactions: The result, in any basis.
-        circuit: Indices of the circuit's units, drawn filled.
+        findings: What a run found; what was measured is drawn in that size, the circuit filled.
         n_shown: How many interactions of order two and more to draw at most.
-        verification: What was measured of them around the intact model; drawn in that size.
 
     Returns:
         A plotly figure. Its ``layout.meta`` holds the width in pixels it needs to stay legible.
     """
-    rows = drawn_rows(interactions, n_shown, verification)
-    involved = {unit for row in rows for unit in row.indices}
-    layout = arrange(interactions.units, involved | set(circuit))
+    terms = drawn_terms(findings, n_shown)
+    involved = {unit for term in terms for unit in term.indices}
+    shown = sorted(involved | findings.members)
+    layout = arrange(findings.interactions.units, shown)
     pitch = _pitch(layout)
     points = {unit: (x * pitch[0], y * pitch[1]) for unit, (x, y) in layout.places.items()}
-    links = _links(rows, points, below=layout.is_row)
+    links = _links(terms, points, below=layout.is_row)
 
     figure = figure_with_defaults()
-    _add_background(figure, [points[unit] for unit in points.keys() - involved - set(circuit)])
+    _add_background(figure, [points[unit] for unit in points.keys() - set(shown)])
     _add_links(figure, links)
-    _add_units(figure, interactions, points, sorted(involved | set(circuit)), circuit)
+    _add_units(figure, findings, points, shown)
     _set_axes(figure, layout, pitch, points, links)
     return figure
 
 
-def drawn_rows(
-    interactions: Interactions, n_shown: int, verification: Verification | None = None
-) -> list[InteractionRow]:
+def drawn_terms(findings: Findings, n_shown: int = N_DRAWN) -> list[Term]:
     """Choose what to draw: the largest that errors leave standing, fewer among few units.
 
     Args:
-        interactions: The result, in any basis.
+        findings: What a run found.
         n_shown: How many at most.
-        verification: What was measured of them around the intact model.
 
     Returns:
         Verified ones first, then others whose estimate's interval excludes zero and that are not
         refuted; the largest of each first.
     """
-    rows = interaction_rows(interactions, min_order=2, verification=verification)
-    return [row for row in rows if _stands(row)][: min(n_shown, 2 * interactions.n_units)]
+    standing = [term for term in findings.terms if term.order > 1 and _stands(term)]
+    return standing[: min(n_shown, 2 * findings.interactions.n_units)]
 
 
-def _stands(row: InteractionRow) -> bool:
-    if row.check is not None and row.check.verdict in ("verified", "refuted"):
-        return row.check.verdict == "verified"
-    return row.low is None or row.low > 0 or (row.high or 0.0) < 0
+def _stands(term: Term) -> bool:
+    if term.verdict in ("verified", "refuted"):
+        return term.verdict == "verified"
+    return term.is_clear
 
 
 def _pitch(layout: Layout) -> Point:
@@ -92,25 +86,28 @@ def _pitch(layout: Layout) -> Point:
     return min(max(990 / n_columns, 33.0), 150.0), min(max(360 / n_rows, 40.0), 80.0)
 
 
-def _links(rows: Sequence[InteractionRow], points: dict[int, Point], below: bool) -> list[_Link]:
+def _links(terms: Sequence[Term], points: dict[int, Point], below: bool) -> list[_Link]:
     links, taken = [], list(points.values())
-    for row in rows:
-        ends = [points[unit] for unit in row.indices]
+    for term in terms:
+        ends = [points[unit] for unit in term.indices]
         if len(ends) == 2:
-            path = _arc(*ends, bend=0.3 if below else 0.16)
-            links.append(_Link(row, list(path), path[len(path) // 2]))
+            path = _arc(*ends, height=0.3 if below else 0.16)
+            links.append(_Link(term, list(path), path[len(path) // 2]))
         else:
             junction = _free_place(ends, taken, below)
             taken.append(junction)
             spokes = [point for end in ends for point in (end, junction, None)]
-            links.append(_Link(row, spokes, junction))
+            links.append(_Link(term, spokes, junction))
     return links
 
 
-def _arc(start: Point, end: Point, bend: float, n_points: int = 24) -> list[Point]:
-    """Return points on a curve that bows upwards, so that it clears what lies between."""
+def _arc(start: Point, end: Point, height: float, n_points: int = 24) -> list[Point]:
+    """Return points on a curve that arcs upwards, so that it clears what lies between.
+
+    The height of its control point is a share of the distance of its ends.
+    """
     (x0, y0), (x1, y1) = sorted((start, end))
-    control = ((x0 + x1) / 2 - bend * (y1 - y0), (y0 + y1) / 2 + bend * (x1 - x0))
+    control = ((x0 + x1) / 2 - height * (y1 - y0), (y0 + y1) / 2 + height * (x1 - x0))
     steps = [step / (n_points - 1) for step in range(n_points)]
     weights = [((1 - t) ** 2, 2 * t * (1 - t), t**2) for t in steps]
     return [
@@ -147,11 +144,11 @@ def _add_background(figure: "go.Figure", points: Iterable[Point]) -> None:
 
 
 def _add_links(figure: "go.Figure", links: Sequence[_Link]) -> None:
-    largest = max((abs(link.row.effect) for link in links), default=1.0)
+    largest = max((abs(link.term.effect) for link in links), default=1.0)
     shown = set()
     for link in reversed(links):  # the largest on top
-        style = KINDS[link.row.kind]
-        share = abs(link.row.effect) / largest
+        style = KINDS[link.term.kind]
+        share = abs(link.term.effect) / largest
         figure.add_scatter(
             x=[None if point is None else point[0] for point in link.path],
             y=[None if point is None else point[1] for point in link.path],
@@ -159,43 +156,39 @@ def _add_links(figure: "go.Figure", links: Sequence[_Link]) -> None:
             line={"color": style.colour, "dash": style.dash, "width": 1.2 + 5.3 * share},
             opacity=0.45 + 0.4 * share,
             name=style.name,
-            legendgroup=link.row.kind,
+            legendgroup=style.name,
             legendrank=style.rank,
-            showlegend=link.row.kind not in shown,
-            hovertemplate=f"{describe(link.row)}<extra></extra>",
+            showlegend=link.term.kind not in shown,
+            hovertemplate=f"{describe(link.term)}<extra></extra>",
         )
-        shown.add(link.row.kind)
+        shown.add(link.term.kind)
     for kind in shown:
-        _add_junctions(figure, kind, [k for k in links if k.row.kind == kind and k.row.order > 2])
+        _add_junctions(figure, kind, [k for k in links if k.term.kind == kind and k.term.order > 2])
 
 
-def _add_junctions(figure: "go.Figure", kind: str, links: Sequence[_Link]) -> None:
+def _add_junctions(figure: "go.Figure", kind: Kind | None, links: Sequence[_Link]) -> None:
     figure.add_scatter(
         x=[link.label_at[0] for link in links],
         y=[link.label_at[1] for link in links],
         mode="markers+text",
         marker={"symbol": "diamond", "size": 15, "color": KINDS[kind].colour},
-        text=[str(link.row.order) for link in links],
+        text=[str(link.term.order) for link in links],
         textfont={"size": 9, "color": "white"},
-        hovertext=[describe(link.row) for link in links],
+        hovertext=[describe(link.term) for link in links],
         hovertemplate="%{hovertext}<extra></extra>",
-        legendgroup=kind,
+        legendgroup=KINDS[kind].name,
         showlegend=False,
     )
 
 
 def _add_units(
-    figure: "go.Figure",
-    interactions: Interactions,
-    points: dict[int, Point],
-    shown: Sequence[int],
-    circuit: Collection[int],
+    figure: "go.Figure", findings: Findings, points: dict[int, Point], shown: Sequence[int]
 ) -> None:
-    effects = single_effects(interactions)
-    short = all(len(short_label(interactions.units[unit])) <= 5 for unit in shown)
+    effects, all_labels = single_effects(findings), findings.interactions.units
+    short = all(len(short_label(all_labels[unit])) <= 5 for unit in shown)
     for member, name in ((True, "in the circuit"), (False, "not in the circuit")):
-        units = [unit for unit in shown if (unit in circuit) == member]
-        labels = [interactions.units[unit] for unit in units]
+        units = [unit for unit in shown if (unit in findings.members) == member]
+        labels = [all_labels[unit] for unit in units]
         figure.add_scatter(
             x=[points[unit][0] for unit in units],
             y=[points[unit][1] for unit in units],

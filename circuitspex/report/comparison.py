@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from circuitspex._shared import write_atomically
+from circuitspex.algebra import number
 from circuitspex.report.comparison_figures import parallel_figure, setting_figure
 from circuitspex.report.frame import document, drawing, section
-from circuitspex.report.tables import number
 
 Row = Mapping[str, Any]
 

@@ -1,15 +1,14 @@
 """Single effects laid out layer by layer, as numbers for a figure and as pixels for a tracker."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from circuitspex.algebra import Interactions
+from circuitspex.algebra import number
+from circuitspex.findings import Findings
 from circuitspex.report.layout import parse_all, row_key, row_name
 from circuitspex.report.style import DIVERGING, INK
-from circuitspex.report.tables import number, single_effects
 
 _MAX_ROWS = 64
 
@@ -37,17 +36,28 @@ class EffectMap:
         return float(np.nanmax(np.abs(self.values), initial=0.0)) or 1.0
 
 
-def make_effect_map(interactions: Interactions, circuit: Collection[int] = ()) -> EffectMap | None:
+def single_effects(findings: Findings) -> dict[int, float]:
+    """Return what ablating each unit alone does to the intact model's value.
+
+    Args:
+        findings: What a run found.
+
+    Returns:
+        Unit index to effect; units without a term of their own are left out.
+    """
+    return {term.indices[0]: term.coefficient for term in findings.intact.terms if term.order == 1}
+
+
+def make_effect_map(findings: Findings) -> EffectMap | None:
     """Lay single effects out by layer.
 
     Args:
-        interactions: The result, in any basis.
-        circuit: Indices of the circuit's units.
+        findings: What a run found.
 
     Returns:
         The map, or None if the units are not those of a model.
     """
-    units = parse_all(interactions.units)
+    units = parse_all(findings.interactions.units)
     if units is None:
         return None
     keys = sorted({row_key(unit) for unit in units})
@@ -59,11 +69,11 @@ def make_effect_map(interactions: Interactions, circuit: Collection[int] = ()) -
     in_circuit = np.zeros(values.shape, dtype=bool)
     hover = [[""] * n_columns for _ in values]
     names: dict[int, list[str]] = {}
-    effects = single_effects(interactions)
+    effects = single_effects(findings)
     for i, unit in enumerate(units):
         cell = cell_of[row_key(unit)], unit.layer - first
         names.setdefault(cell[0], []).append(row_name(unit))
-        in_circuit[cell] |= i in circuit
+        in_circuit[cell] |= i in findings.members
         effect = effects.get(i, 0.0)
         if not abs(effect) <= abs(values[cell]):  # NaN counts as smaller
             values[cell] = effect
@@ -84,20 +94,19 @@ def _span(names: list[str]) -> str:
 
 
 def head_map_image(
-    interactions: Interactions, circuit: Collection[int] = (), cell: int = 18
+    findings: Findings, cell: int = 18
 ) -> UInt8[np.ndarray, "height width 3"] | None:
     """Render the map of single effects as pixels, without a browser or a plotting library.
 
     Args:
-        interactions: The result, in any basis.
-        circuit: Indices of the circuit's units, outlined.
+        findings: What a run found; the circuit's units are outlined.
         cell: Pixels a cell.
 
     Returns:
         RGB pixels, layers from left to right and the first head lowest; None if the units are not
         those of a model.
     """
-    effects = make_effect_map(interactions, circuit)
+    effects = make_effect_map(findings)
     if effects is None:
         return None
     stops = np.linspace(-effects.limit, effects.limit, len(DIVERGING))

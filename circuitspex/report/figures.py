@@ -1,18 +1,15 @@
-"""The other figures: single effects, energy by order, predicted against measured."""
+"""The other figures: single effects, energy by order."""
 
 import html
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
-from circuitspex.algebra import Interactions
-from circuitspex.report.effect_map import EffectMap, make_effect_map
+from circuitspex.algebra import number
+from circuitspex.findings import Findings
+from circuitspex.report.effect_map import EffectMap, make_effect_map, single_effects
 from circuitspex.report.layout import short_label
 from circuitspex.report.style import CELL_LINE, INK, MUTED, figure_with_defaults, plotly_scale
-from circuitspex.report.tables import number, single_effects
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -20,18 +17,17 @@ if TYPE_CHECKING:
 _MAX_BARS = 60
 
 
-def effect_figure(interactions: Interactions, circuit: Collection[int] = ()) -> "go.Figure":
+def effect_figure(findings: Findings) -> "go.Figure":
     """Draw what ablating each unit alone does: a map of a model, bars for other units.
 
     Args:
-        interactions: The result, in any basis.
-        circuit: Indices of the circuit's units, outlined.
+        findings: What a run found; the circuit's units are outlined.
 
     Returns:
         A plotly figure. Its ``layout.meta`` holds the width in pixels it needs to stay legible.
     """
-    effects = make_effect_map(interactions, circuit)
-    return _bars(interactions, circuit) if effects is None else _map(effects)
+    effects = make_effect_map(findings)
+    return _bars(findings) if effects is None else _map(effects)
 
 
 def _map(effects: EffectMap) -> "go.Figure":
@@ -76,17 +72,17 @@ def _map(effects: EffectMap) -> "go.Figure":
     return figure
 
 
-def _bars(interactions: Interactions, circuit: Collection[int]) -> "go.Figure":
-    effects = single_effects(interactions)
+def _bars(findings: Findings) -> "go.Figure":
+    effects, all_labels = single_effects(findings), findings.interactions.units
     largest = sorted(effects, key=lambda unit: -abs(effects[unit]))[:_MAX_BARS]
     units = sorted(largest)
-    labels = [html.escape(short_label(interactions.units[unit]), quote=False) for unit in units]
+    labels = [html.escape(short_label(all_labels[unit]), quote=False) for unit in units]
     figure = figure_with_defaults()
     figure.add_bar(
         x=list(range(len(units))),
         y=[effects[unit] for unit in units],
         marker={
-            "color": [INK if unit in circuit else MUTED for unit in units],
+            "color": [INK if unit in findings.members else MUTED for unit in units],
         },
         hovertext=[
             f"<b>{label}</b>: {number(effects[unit])}"
@@ -104,16 +100,16 @@ def _bars(interactions: Interactions, circuit: Collection[int]) -> "go.Figure":
     return figure
 
 
-def energy_figure(interactions: Interactions) -> "go.Figure":
+def energy_figure(findings: Findings) -> "go.Figure":
     """Draw how the variance under random masks splits by how many units act together.
 
     Args:
-        interactions: The result, in any basis.
+        findings: What a run found.
 
     Returns:
         A plotly figure.
     """
-    energy = interactions.energy_by_order()
+    energy = findings.interactions.energy_by_order()
     total = sum(energy.values()) or 1.0
     shares = [100 * part / total for part in energy.values()]
     figure = figure_with_defaults()
@@ -128,35 +124,4 @@ def energy_figure(interactions: Interactions) -> "go.Figure":
     )
     figure.update_yaxes(title="share of variance, %", range=[0, 112], tickvals=[0, 25, 50, 75, 100])
     figure.update_layout(height=300, bargap=0.45, margin={"l": 64, "r": 16, "t": 16, "b": 40})
-    return figure
-
-
-def prediction_figure(
-    predicted: Float[Tensor, " masks"], measured: Float[Tensor, " masks"]
-) -> "go.Figure":
-    """Draw predicted against measured values of masks that the fit has not seen.
-
-    Args:
-        predicted: Value of every held-out mask under the interactions.
-        measured: Its value under the model.
-
-    Returns:
-        A plotly figure.
-    """
-    figure = figure_with_defaults()
-    both = [*predicted.tolist(), *measured.tolist()]
-    ends = [min(both, default=0.0), max(both, default=1.0)]
-    figure.add_scatter(
-        x=ends, y=ends, mode="lines", line={"color": MUTED, "width": 1}, hoverinfo="skip"
-    )
-    figure.add_scatter(
-        x=predicted.tolist(),
-        y=measured.tolist(),
-        mode="markers",
-        marker={"size": 5, "color": "#52667a", "opacity": 0.55},
-        hovertemplate="predicted %{x:.2f}, measured %{y:.2f}<extra></extra>",
-    )
-    figure.update_xaxes(title="predicted")
-    figure.update_yaxes(title="measured")
-    figure.update_layout(height=300, showlegend=False, margin={"l": 64, "r": 16, "t": 16, "b": 48})
     return figure

@@ -1,78 +1,19 @@
-"""The page's parts that are text and tables, as HTML."""
+"""The page's sections: from findings to HTML, "" where there is nothing to say."""
 
 import html
-from collections.abc import Iterable, Mapping
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
 
-from circuitspex._shared import Spec
-from circuitspex.algebra import NORMAL_95, Interactions
-from circuitspex.circuits import Circuit, CircuitReport
-from circuitspex.report.tables import (
-    NO_JOINT_TERMS,
-    InteractionRow,
-    interaction_rows,
-    measured,
-    number,
-)
-from circuitspex.verification import Verification, describe_place
-
-_N_ROWS = 40
-_N_SINGLE_ROWS = 30
-_N_CHARACTERS = 160  # of a prompt
+from circuitspex.algebra import NORMAL_95, Interactions, Term, number
+from circuitspex.circuits import CircuitReport
+from circuitspex.findings import Findings
+from circuitspex.report.circuit_figure import circuit_figure, drawn_terms
+from circuitspex.report.figures import effect_figure, energy_figure
+from circuitspex.report.frame import drawing, section
+from circuitspex.report.header import name_of
 
 
-def title(spec: Spec) -> str:
-    """Return the page's heading, not escaped."""
-    return f"{_name(spec.evaluation.get('model'))} on {_name(spec.evaluation.get('task'))}"
-
-
-def header(spec: Spec, interactions: Interactions, circuit: Circuit | None) -> str:
-    """Return the heading and the facts that say what the result is of.
-
-    Args:
-        spec: What the result is a result of.
-        interactions: What was decoded.
-        circuit: The units chosen from it.
-
-    Returns:
-        HTML.
-    """
-    settings = {**spec.discovery, **spec.evaluation}
-    r2 = interactions.held_out_r2
-    facts = {
-        "Model": _name(settings.get("model")),
-        "Task": _name(settings.get("task")),
-        "Value": _name(settings.get("metric")).replace("_", " "),
-        "Ablation": _name(settings.get("ablation")),
-        "Units": _units(spec, interactions),
-        "Circuit": f"{len(circuit.indices):,} units" if circuit else "none chosen",
-        "Keep rate": f"{interactions.keep_rate:g}",
-        "Evaluations": f"{interactions.n_evaluations:,}",
-        "Decoder": interactions.decoder or _name(settings.get("decoder")),
-        "Held-out R²": "not measured" if r2 is None else number(r2),
-    }
-    floor = interactions.diagnostics.get("noise_floor")
-    if floor is not None:
-        facts["Values repeat to"] = f"± {number(floor)} (half precision)"
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items()
-    )
-    return (
-        f'<header><p class="kicker">Interaction circuit</p><h1>{html.escape(title(spec))}</h1>'
-        f'{_example(spec)}<dl class="facts">{cells}</dl></header>'
-    )
-
-
-def _example(spec: Spec) -> str:
-    task = spec.evaluation.get("task")
-    prompt = task.get("first_prompt") if isinstance(task, Mapping) else None
-    if not isinstance(prompt, str):
-        return ""
-    shown = prompt if len(prompt) <= _N_CHARACTERS else f"{prompt[:_N_CHARACTERS]}…"
-    return f'<p class="prompt">Such as “{html.escape(shown)}”</p>'
-
-
-def meaning() -> str:
+def meaning(findings: Findings) -> str:
     """Return what an interaction means, with the legend of its signs."""
     return """<section><h2>What an interaction means</h2>
 <p>An interaction is what ablating several units together does to the value <em>beyond</em> what
@@ -88,15 +29,38 @@ two apart; look at the pairs inside.</span></li>
 </ul></section>"""
 
 
-def verification(report: CircuitReport) -> str:
-    """Return what the circuit does in the real model.
+def circuit(findings: Findings) -> str:
+    """Return the largest interactions as a drawing, the circuit's units filled."""
+    chosen = ""
+    if findings.circuit is not None:
+        chosen = f"The {len(findings.members)} filled units are the circuit. "
+    note = chosen + _describe_drawn(findings.interactions, drawn_terms(findings))
+    heading = "The circuit" if findings.circuit else "The largest interactions"
+    return section(heading, note, [drawing("circuit", circuit_figure(findings))])
 
-    Args:
-        report: What was measured.
 
-    Returns:
-        HTML.
-    """
+def _describe_drawn(interactions: Interactions, terms: Sequence[Term]) -> str:
+    n_verified = sum(term.verdict == "verified" for term in terms)
+    clear = "" if interactions.std_errors is None else " whose interval excludes zero"
+    if not terms:
+        return f"There is no interaction{clear} to draw."
+    drawn = f"the {len(terms)} largest interactions{clear}"
+    if n_verified:
+        others = len(terms) - n_verified
+        drawn = f"{n_verified} verified interactions in their measured size" + (
+            f" and {others} more{clear}" if others else ""
+        )
+    return (
+        f"Drawn are {drawn}; width shows size, a diamond joins the members of a larger set and "
+        "bears its order. Hover for numbers; click a legend entry to hide it."
+    )
+
+
+def criteria(findings: Findings) -> str:
+    """Return what the circuit does in the real model."""
+    report = findings.criteria
+    if report is None:
+        return ""
     prompts = "prompts" if report.n_prompts is None else f"{report.n_prompts} prompts"
     held_out = f"{prompts} not used for finding it"
     where = held_out if report.held_out else f"the {prompts} it was found on"
@@ -129,137 +93,41 @@ def _track(report: CircuitReport) -> str:
     )
 
 
-def interactions_table(interactions: Interactions, verified: Verification | None = None) -> str:
-    """Return the largest interactions and, folded away, the largest single effects.
-
-    Args:
-        interactions: What was decoded.
-        verified: What was measured of them around the intact model.
-
-    Returns:
-        HTML.
-    """
-    checked = verified if verified and verified.checked else None
-    rows = interaction_rows(interactions, verification=checked)
-    larger = [row for row in rows if row.order > 1]
-    single = [row for row in rows if row.order == 1]
-    n_listed = min(len(larger), _N_ROWS)
-    listed = (
-        f"{n_listed} of {len(larger)} interactions, verified ones first, then by effect. "
-        if checked
-        else f"The {n_listed} largest of {len(larger)} interactions, by effect. "
+def single_units(findings: Findings) -> str:
+    """Return what ablating each unit alone does, as a drawing."""
+    marked = " Units of the circuit are marked." if findings.members else ""
+    note = (
+        "What ablating each unit alone, and nothing else, does to the value according to the "
+        f"decoded interactions. Negative: the model does worse without it.{marked}"
     )
-    note = (listed if larger else f"{NO_JOINT_TERMS} ") + _columns(interactions, checked)
-    how = f'<p class="note">{html.escape(_verdicts(checked))}</p>' if checked else ""
-    return (
-        f'<section><h2>Interactions</h2><p class="note">{html.escape(note)}</p>{how}'
-        f"{_table(larger[:_N_ROWS], checked is not None)}"
-        f"<details><summary>Largest effects of single units</summary>"
-        f"{_table(single[:_N_SINGLE_ROWS], with_checks=False)}</details></section>"
+    return section("Single units", note, [drawing("effects", effect_figure(findings))])
+
+
+def energy(findings: Findings) -> str:
+    """Return how the variance splits by how many units act together, as a drawing."""
+    note = (
+        "Share of the variance of the value, over masks that keep each unit at rate "
+        f"{findings.interactions.keep_rate:g}, by how many units act together (Fourier "
+        "coefficients)."
     )
+    figure = drawing("energy", energy_figure(findings))
+    return section("Energy by order", note, [f'<div class="pair">{figure}</div>'])
 
 
-def _columns(interactions: Interactions, checked: Verification | None) -> str:
-    sources = {
-        "masks": "for the random choice of masks",
-        "prompts": "for the random choice of prompts",
-        "none": "not given, as the values are exact",
-    }
-    starred = ""
-    if interactions.p_values is not None:
-        starred = "★: of all so marked, at most 5 % are expected to be chance. "
-    return (
-        f"{'Estimate' if checked else 'Effect'}: Möbius coefficient at the intact model"
-        f"{', as decoded' if checked else ''}. Its intervals cover 95 %, "
-        f"{sources[interactions.error_source]}; grey ones include zero. {starred}"
-        f"On average: Fourier "
-        f"coefficient over masks that keep each unit at rate {interactions.keep_rate:g}."
-    )
-
-
-def _verdicts(checked: Verification) -> str:
-    """Return in words what was measured and how it was judged."""
-    counts = checked.counts
-    judged = ", ".join(f"{counts[v]} {v}" for v in ("verified", "refuted", "undecided"))
-    error = (
-        "± is the standard error over prompts. Verified: differs from zero on prompts like these "
-        "(t-test, false discovery rate 5 %), in the direction and with at least a tenth of the "
-        "size of the estimate. Refuted: not so, and less than half of the estimate. Undecided: "
-        "more prompts are needed to tell."
-        if (checked.n_prompts or 1) > 1
-        else "One prompt, so the measured effects have no error. Verified: in the direction and "
-        "with at least a tenth of the size of the estimate; else refuted."
-    )
-    return (
-        f"Measured: the same coefficient from all ablations of a set's parts, nothing fitted, "
-        f"{describe_place(checked)}. Of {len(checked.checked)} so measured with "
-        f"{checked.n_evaluations:,} evaluations: {judged}. {error}"
-    )
-
-
-def _table(rows: Iterable[InteractionRow], with_checks: bool) -> str:
-    body = "".join(_table_row(rank, row, with_checks) for rank, row in enumerate(rows, start=1))
-    checks = '<th class="n">Measured</th><th>Verdict</th>' if with_checks else ""
-    head = (
-        f'<th class="n">#</th><th>Units</th>{checks}'
-        f'<th class="n">{"Estimate" if with_checks else "Effect"}</th>'
-        '<th class="n">95 % interval</th><th>Kind</th><th class="n">Order</th>'
-        '<th class="n">On average</th>'
-    )
-    if not body:
-        return '<p class="note">None were found.</p>'
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _table_row(rank: int, row: InteractionRow, with_checks: bool) -> str:
-    dot = f'<span class="dot {row.kind or "odd"}"></span>' if row.order > 1 else ""
-    if row.low is None or row.high is None:
-        interval, faint = "–", " wide"
-    else:
-        interval = f"{number(row.low)} … {number(row.high)}{' ★' if row.significant else ''}"
-        faint = " wide" if row.low <= 0 <= row.high else ""
-    verdict = "not checked" if row.check is None else row.check.verdict
-    checks = (
-        f'<td class="n">{measured(row)}</td><td class="{verdict.replace(" ", "-")}">{verdict}</td>'
-        if with_checks
-        else ""
-    )
-    return (
-        f'<tr><td class="n">{rank}</td>'
-        f'<td class="units">{dot}{html.escape(" + ".join(row.units))}</td>{checks}'
-        f'<td class="n">{number(row.coefficient)}</td><td class="n{faint}">{interval}</td>'
-        f'<td>{row.kind or "–"}</td><td class="n">{row.order}</td>'
-        f'<td class="n">{number(row.fourier)}</td></tr>'
-    )
-
-
-def limits(
-    spec: Spec,
-    interactions: Interactions,
-    report: CircuitReport | None,
-    verified: Verification | None = None,
-) -> str:
-    """Return how to read the page, and what was not tested.
-
-    Args:
-        spec: What the result is a result of.
-        interactions: What was decoded.
-        report: What was measured of the circuit.
-        verified: What was measured of the largest interactions.
-
-    Returns:
-        HTML.
-    """
-    model = spec.evaluation.get("model")
+def limits(findings: Findings) -> str:
+    """Return how to read the page, and what was not tested."""
+    interactions, verified, report = findings.interactions, findings.verification, findings.criteria
+    evaluation = findings.spec.evaluation
+    model = evaluation.get("model")
     processing = model.get("processing") if isinstance(model, Mapping) else None
     max_order = max(map(len, interactions.support), default=0)
     items = [
         _how_sure(interactions),
         f"Only the {interactions.n_units:,} units above could be ablated; everything else in the "
-        f"model stayed as it is. Replacement: {_name(spec.evaluation.get('ablation'))}. Another "
+        f"model stayed as it is. Replacement: {name_of(evaluation.get('ablation'))}. Another "
         "replacement can give other interactions.",
         "All of this is about the prompts of the task, and about this way of processing the "
-        f"weights ({_name(processing)}).",
+        f"weights ({name_of(processing)}).",
         "A circuit found this way is one that works; it need not be the only one.",
     ]
     if verified is not None and verified.checked and not verified.held_out:
@@ -280,13 +148,6 @@ def limits(
     return f'<section><h2>How far this goes</h2><ul class="limits">{listed}</ul></section>'
 
 
-def _units(spec: Spec, interactions: Interactions) -> str:
-    units = spec.evaluation.get("units")
-    if isinstance(units, Mapping) and {"first", "last"} <= units.keys():
-        return f"{interactions.n_units:,}, {units['first']} to {units['last']}"
-    return f"{interactions.n_units:,}"
-
-
 def _how_sure(interactions: Interactions) -> str:
     evaluations = f"{interactions.n_evaluations:,} evaluations"
     if len(interactions.support) == 2**interactions.n_units:
@@ -302,8 +163,10 @@ def _how_sure(interactions: Interactions) -> str:
     return f"Coefficients are estimates from {evaluations}. {fit}"
 
 
-def _name(value: Any) -> str:
-    """Return a setting in a few words: its name where it has one."""
-    if isinstance(value, Mapping):
-        value = value.get("name", value.get("id", value.get("kind")))
-    return "not stated" if value is None else str(value)
+def spec(findings: Findings) -> str:
+    """Return all settings and versions, folded away."""
+    shown = html.escape(json.dumps(findings.spec.as_dict(), indent=2, ensure_ascii=False))
+    details = (
+        f"<details><summary>Show all settings and versions</summary><pre>{shown}</pre></details>"
+    )
+    return section("The spec", "Everything needed to repeat this result.", [details])

@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from circuitspex.report.tables import InteractionRow, measured, number
+from circuitspex.algebra import Kind, Term
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,12 +28,12 @@ class KindStyle:
     """Place in legends."""
 
 
-KINDS = {
+KINDS: dict[Kind | None, KindStyle] = {
     "synergistic": KindStyle("synergy", "#0072b2", "solid", 1),
     "redundant": KindStyle("redundancy", "#d55e00", "6px,3px", 2),
-    "": KindStyle("odd order", "#6c5b7b", "2px,3px", 3),
+    None: KindStyle("odd order", "#6c5b7b", "2px,3px", 3),
 }
-"""By kind as in :class:`InteractionRow`."""
+"""By :attr:`Term.kind`."""
 
 # Purple to green is told apart by colour-blind readers and is not taken by a kind of interaction.
 DIVERGING = ((118, 42, 131), (175, 141, 195), (247, 247, 247), (127, 191, 123), (27, 120, 55))
@@ -46,22 +46,23 @@ def plotly_scale() -> list[list[float | str]]:
     return [[i / last, f"rgb{colour}"] for i, colour in enumerate(DIVERGING)]
 
 
-def describe(row: InteractionRow) -> str:
+def describe(term: Term) -> str:
     """Put an interaction into a tooltip; labels are escaped.
 
     Args:
-        row: The interaction.
+        term: The interaction.
 
     Returns:
         Lines joined by ``<br>``.
     """
-    units = html.escape(" + ".join(row.units), quote=False)
-    interval = "" if row.low is None else f" [{number(row.low)}, {number(row.high)}]"
-    estimate = f"{number(row.coefficient)}{interval}"
-    heading = f"<b>{units}</b><br>{row.kind or 'order ' + str(row.order)}: "
-    if row.check is None:
+    words = {name: html.escape(text, quote=False) for name, text in term.words().items()}
+    estimate = words["coefficient"]
+    if term.interval is not None:
+        estimate += f", 95 % interval {words['interval']}"
+    heading = f"<b>{words['units']}</b><br>{term.kind or 'order ' + words['order']}: "
+    if term.measured is None:
         return f"{heading}{estimate}"
-    return f"{heading}{measured(row)}, {row.check.verdict}<br>estimate {estimate}"
+    return f"{heading}{words['measured']}, {words['verdict']}<br>estimate {estimate}"
 
 
 def figure_with_defaults() -> "go.Figure":

@@ -1,4 +1,4 @@
 """Settings in, a folder of results out."""
 
-from circuitspex.runs.discover import SETTINGS, SUMMARY, Result, discover, read_summary
+from circuitspex.runs.discover import SETTINGS, discover
 from circuitspex.runs.settings import Plan, Settings, parse_value, setting_name, setting_names

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitspex.errors import SweepError
+from circuitspex.findings import read_summary
 from circuitspex.report import Comparison, write_comparison
-from circuitspex.runs import read_summary
 from circuitspex.sweeps.manifest import Manifest, read_manifest
 from circuitspex.sweeps.state import sweep_states
 

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from circuitspex.runs import SETTINGS, SUMMARY
+from circuitspex.findings import SUMMARY
+from circuitspex.runs import SETTINGS
 from circuitspex.sweeps.manifest import Manifest, read_manifest
 from circuitspex.sweeps.state import (
     FAILED,

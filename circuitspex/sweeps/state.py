@@ -16,7 +16,7 @@ import psutil
 
 from circuitspex._shared import read_document, write_document
 from circuitspex.errors import ResultError
-from circuitspex.runs import SUMMARY, read_summary
+from circuitspex.findings import SUMMARY, read_summary
 from circuitspex.sweeps.manifest import Manifest
 
 RUNNING, FAILED, LOG = "running.json", "failed.json", "log.txt"

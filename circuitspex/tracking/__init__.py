@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from circuitspex.errors import TrackingWarning
-from circuitspex.tracking.base import Tracker, result_scalars
+from circuitspex.tracking.base import Tracker
 from circuitspex.tracking.null import NullTracker
 
-__all__ = ["NullTracker", "Tracker", "result_scalars", "wandb_tracker"]
+__all__ = ["NullTracker", "Tracker", "wandb_tracker"]
 
 
 def wandb_tracker(

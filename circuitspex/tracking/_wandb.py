@@ -17,20 +17,13 @@ import pyarrow.parquet as pq
 import wandb
 
 from circuitspex._shared import Spec
-from circuitspex.algebra import Interactions
-from circuitspex.circuits import Circuit, CircuitReport
+from circuitspex.algebra import as_columns
 from circuitspex.errors import TrackingWarning
-from circuitspex.report import InteractionRow, head_map_image, interaction_rows
-from circuitspex.tracking.base import result_scalars
-from circuitspex.verification import CheckedInteraction, Verification
+from circuitspex.findings import Findings
+from circuitspex.report import head_map_image
 
 _MAX_ROWS = 10_000  # W&B shows no more of a table; interactions.json holds all of them
 _MOST_SECONDS = 600.0  # to upload what is left at the end; `wandb sync` uploads what was not
-_COLUMNS = ["rank", "units", "order", "kind", "moebius", "ci_low", "ci_high", "fourier"]
-_CHECKED_COLUMNS = [
-    *("rank", "units", "order", "estimate", "measured", "std_error", "ci_low", "ci_high"),
-    *("p_value", "verdict"),
-]
 
 
 class WandbTracker:
@@ -89,45 +82,20 @@ class WandbTracker:
             self._guard("logging", lambda: self._run.log(dict(scalars)))
 
     def finish(
-        self,
-        *,
-        spec: Spec,
-        interactions: Interactions,
-        circuit: Circuit | None = None,
-        verification: CircuitReport | None = None,
-        verified_interactions: Verification | None = None,
-        page: Path | None = None,
-        evaluations: pa.Table | None = None,
+        self, findings: Findings, *, page: Path | None = None, evaluations: pa.Table | None = None
     ) -> None:
         """Record numbers, table, page, artifacts and head map, and end the run.
 
         Args:
-            spec: What the result is a result of.
-            interactions: What was decoded.
-            circuit: The units chosen from it.
-            verification: What the circuit does in the real model.
-            verified_interactions: What was measured of the largest interactions.
-            page: The HTML page of the result.
+            findings: What the run found.
+            page: Their HTML page.
             evaluations: All evaluations, as a store's ``table()`` gives them.
         """
         if self._run is None:
             return
-        scalars = result_scalars(interactions, circuit, verification, verified_interactions)
-        results = {
-            "spec.json": spec,
-            "interactions.json": interactions,
-            "verified_interactions.json": verified_interactions,
-            "circuit.json": circuit,
-            "verification.json": verification,
-        }
-        self._guard(
-            "logging the result",
-            lambda: self._log_result(scalars, interactions, verified_interactions, page),
-        )
-        self._guard(
-            "logging the artifacts", lambda: self._log_artifacts(spec, results, evaluations)
-        )
-        self._guard("logging the head map", lambda: self._log_map(interactions, circuit))
+        self._guard("logging the result", lambda: self._log_result(findings, page))
+        self._guard("logging the artifacts", lambda: self._log_artifacts(findings, evaluations))
+        self._guard("logging the head map", lambda: self._log_map(findings))
         self._end(exit_code=0)
 
     def __enter__(self) -> "WandbTracker":
@@ -138,37 +106,21 @@ class WandbTracker:
         """End a run that is still on, as failed."""
         self._end(exit_code=1)
 
-    def _log_result(
-        self,
-        scalars: dict[str, float],
-        interactions: Interactions,
-        verified: Verification | None,
-        page: Path | None,
-    ) -> None:
-        rows = [_table_row(row) for row in interaction_rows(interactions, _MAX_ROWS)]
-        result: dict[str, Any] = {
-            **scalars,
-            "interactions": wandb.Table(columns=[*_COLUMNS], data=[*rows]),
-        }
-        if verified is not None:
-            found = [_checked_row(i, row) for i, row in enumerate(verified.checked, start=1)]
-            result["verified_interactions"] = wandb.Table(
-                columns=[*_CHECKED_COLUMNS], data=[*found]
-            )
+    def _log_result(self, findings: Findings, page: Path | None) -> None:
+        columns = as_columns(findings.terms[:_MAX_ROWS])
+        rows: list[Any] = [[*row] for row in zip(*columns.values(), strict=True)]
+        table = wandb.Table(columns=[*columns], data=rows)
+        result: dict[str, Any] = {**findings.scalars, "interactions": table}
         if page is not None:
             # Left as it is: what W&B would inject loads a style sheet from the network.
             result["report"] = wandb.Html(str(page), inject=False)
         self._run.log(result)
 
-    def _log_artifacts(
-        self, spec: Spec, results: Mapping[str, Any], evaluations: pa.Table | None
-    ) -> None:
+    def _log_artifacts(self, findings: Findings, evaluations: pa.Table | None) -> None:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            files = {file: result for file, result in results.items() if result is not None}
-            for file, result in files.items():
-                result.save(folder / file)
-            self._log_artifact("circuit", spec.run_hash, [folder / file for file in files])
+            folder, spec = Path(name), findings.spec
+            findings.save(folder / "circuit")
+            self._log_artifact("circuit", spec.run_hash, sorted((folder / "circuit").iterdir()))
             if evaluations is not None:
                 path = folder / "evaluations.parquet"
                 pq.write_table(evaluations, path, compression="zstd")
@@ -180,8 +132,8 @@ class WandbTracker:
             artifact.add_file(str(path), name=path.name)
         self._run.log_artifact(artifact)
 
-    def _log_map(self, interactions: Interactions, circuit: Circuit | None) -> None:
-        pixels = head_map_image(interactions, circuit.indices if circuit else ())
+    def _log_map(self, findings: Findings) -> None:
+        pixels = head_map_image(findings)
         if pixels is not None:
             caption = (
                 "Effect of ablating each unit alone; layers from left to right, first unit lowest. "
@@ -222,14 +174,3 @@ def _failure(doing: str, error: Exception) -> str:
         f"Weights & Biases failed while {doing} ({type(error).__name__}: {error}); nothing more is "
         "logged there. The result itself is not affected."
     )
-
-
-def _table_row(row: InteractionRow) -> list[Any]:
-    interval = [row.low, row.high]
-    name = " + ".join(row.units)
-    return [row.rank, name, row.order, row.kind, row.coefficient, *interval, row.fourier]
-
-
-def _checked_row(rank: int, row: CheckedInteraction) -> list[Any]:
-    found = [row.estimate, row.measured, row.std_error, *(row.interval or (None, None))]
-    return [rank, " + ".join(row.units), row.order, *found, row.p_value, row.verdict]

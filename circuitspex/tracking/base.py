@@ -1,4 +1,4 @@
-"""What a tracker offers to a run, and which numbers a result is summed up in."""
+"""What a tracker offers to a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +7,7 @@ from typing import Protocol, runtime_checkable
 import pyarrow as pa
 
 from circuitspex._shared import Spec
-from circuitspex.algebra import Interactions
-from circuitspex.circuits import Circuit, CircuitReport
-from circuitspex.verification import Verification
+from circuitspex.findings import Findings
 
 
 @runtime_checkable
@@ -29,25 +27,13 @@ class Tracker(Protocol):
         ...
 
     def finish(
-        self,
-        *,
-        spec: Spec,
-        interactions: Interactions,
-        circuit: Circuit | None = None,
-        verification: CircuitReport | None = None,
-        verified_interactions: Verification | None = None,
-        page: Path | None = None,
-        evaluations: pa.Table | None = None,
+        self, findings: Findings, *, page: Path | None = None, evaluations: pa.Table | None = None
     ) -> None:
-        """Record the result and end the run.
+        """Record what was found and end the run.
 
         Args:
-            spec: What the result is a result of.
-            interactions: What was decoded.
-            circuit: The units chosen from it.
-            verification: What the circuit does in the real model.
-            verified_interactions: What was measured of the largest interactions.
-            page: The HTML page of the result.
+            findings: What the run found.
+            page: Their HTML page.
             evaluations: All evaluations, as a store's ``table()`` gives them.
         """
         ...
@@ -59,44 +45,3 @@ class Tracker(Protocol):
     def __exit__(self, *exception: object) -> None:
         """End a run that is still on, as failed."""
         ...
-
-
-def result_scalars(
-    interactions: Interactions,
-    circuit: Circuit | None,
-    verification: CircuitReport | None,
-    verified_interactions: Verification | None = None,
-) -> dict[str, float]:
-    """Sum a result up in numbers that can be compared across runs.
-
-    Args:
-        interactions: What was decoded.
-        circuit: The units chosen from it.
-        verification: What the circuit does in the real model.
-        verified_interactions: What was measured of the largest interactions.
-
-    Returns:
-        Name to number; what was not measured is left out.
-    """
-    scalars: dict[str, float | None] = {
-        "fit/r2_heldout": interactions.held_out_r2,
-        "fit/r2_heldout_std_error": interactions.diagnostics.get("held_out_r2_std_error"),
-        "fit/n_terms": len(interactions.support),
-        "fit/n_evaluations": interactions.n_evaluations,
-    }
-    for order, energy in interactions.energy_by_order().items():
-        scalars[f"energy/order_{order}"] = energy
-    if circuit is not None:
-        scalars["circuit/n_units"] = len(circuit.indices)
-        scalars["circuit/predicted_faithfulness"] = circuit.predicted_faithfulness
-    if verification is not None:
-        scalars["eval/faithfulness"] = verification.faithfulness
-        scalars["eval/faithfulness_std_error"] = verification.std_error
-        scalars["eval/intact"] = verification.intact
-        scalars["eval/ablated"] = verification.ablated
-        scalars["eval/circuit"] = verification.circuit
-    if verified_interactions is not None:
-        for verdict, n in verified_interactions.counts.items():
-            scalars[f"interactions/n_{verdict.replace(' ', '_')}"] = n
-        scalars["interactions/n_evaluations"] = verified_interactions.n_evaluations
-    return {name: float(value) for name, value in scalars.items() if value is not None}

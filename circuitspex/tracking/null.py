@@ -6,9 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from circuitspex._shared import Spec
-from circuitspex.algebra import Interactions
-from circuitspex.circuits import Circuit, CircuitReport
-from circuitspex.verification import Verification
+from circuitspex.findings import Findings
 
 
 class NullTracker:
@@ -21,15 +19,7 @@ class NullTracker:
         """Do nothing."""
 
     def finish(
-        self,
-        *,
-        spec: Spec,
-        interactions: Interactions,
-        circuit: Circuit | None = None,
-        verification: CircuitReport | None = None,
-        verified_interactions: Verification | None = None,
-        page: Path | None = None,
-        evaluations: pa.Table | None = None,
+        self, findings: Findings, *, page: Path | None = None, evaluations: pa.Table | None = None
     ) -> None:
         """Do nothing."""
 

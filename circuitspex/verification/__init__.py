@@ -1,11 +1,10 @@
 """Named interactions in, measured effects and verdicts out."""
 
 from circuitspex.verification import measurement
-from circuitspex.verification.record import CheckedInteraction, Verification, describe_place
+from circuitspex.verification.record import Verification, describe_place
 from circuitspex.verification.verification import verify_interactions
 
 __all__ = [
-    "CheckedInteraction",
     "Verification",
     "describe_place",
     "measurement",

@@ -3,12 +3,13 @@
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from circuitspex._shared import read_document, write_document
+from circuitspex.algebra import Measured, Term, Verdict, as_text, to_dataframe
 from circuitspex.errors import ResultError
-from circuitspex.verification.verdicts import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,34 +38,6 @@ _FIELDS = {
 }
 
 
-class CheckedInteraction(NamedTuple):
-    """One interaction of the list, with what was claimed and what was found."""
-
-    indices: tuple[int, ...]
-    """Indices of the units in a mask."""
-    units: tuple[str, ...]
-    """Their labels."""
-    estimate: float
-    """What the decoder says."""
-    verdict: Verdict
-    """What the measurement says about that."""
-    measured: float | None = None
-    """Mean over prompts (and contexts) of the measured effect; None if it was not measured."""
-    std_error: float | None = None
-    """Of that mean; None where it is exact, too."""
-    interval: tuple[float, float] | None = None
-    """95 % interval of that mean, by the t distribution."""
-    p_value: float | None = None
-    """Two-sided, of a mean of zero, before any correction."""
-    prompt_values: tuple[float, ...] | None = None
-    """The effect on every prompt, averaged over contexts."""
-
-    @property
-    def order(self) -> int:
-        """How many units."""
-        return len(self.indices)
-
-
 @dataclass(frozen=True)
 class Verification:
     """What was measured of a list of interactions, the largest estimate first.
@@ -76,7 +49,7 @@ class Verification:
         >>> with cs.CircuitSpex(model, task, units=cs.heads(model)) as spex:
         ...     interactions = spex.discover("exact", budget=1024)
         ...     verification = spex.verify_interactions(interactions, top=5, max_order=2)
-        >>> verification.rows[0].order, len(verification.checked)
+        >>> verification.terms[0].order, len(verification.checked)
         (2, 5)
     """
 
@@ -120,22 +93,28 @@ class Verification:
         """Check that the columns belong together."""
         _check_columns(self)
 
-    @property
-    def rows(self) -> list[CheckedInteraction]:
-        """Every listed interaction, the largest estimate first."""
-        columns = zip(
-            self.support,
-            (tuple(self.units[unit] for unit in term) for term in self.support),
-            *(self.estimates, self.verdicts, self.measured, self.std_errors),
-            *(self.intervals, self.p_values, self.prompt_values),
-            strict=True,
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """Every listed interaction, the largest estimate first; its coefficient is the estimate."""
+        columns = (self.support, self.estimates, self.verdicts, self.measured, self.std_errors)
+        more = (self.intervals, self.p_values, self.prompt_values)
+        return tuple(
+            Term(
+                units=tuple(self.units[unit] for unit in indices),
+                indices=indices,
+                basis="moebius",
+                origin=self.around,
+                coefficient=estimate,
+                measured=None if effect is None else Measured(effect, *rest),
+                verdict=verdict,
+            )
+            for indices, estimate, verdict, effect, *rest in zip(*columns, *more, strict=True)
         )
-        return [CheckedInteraction(*row) for row in columns]
 
-    @property
-    def checked(self) -> list[CheckedInteraction]:
+    @cached_property
+    def checked(self) -> tuple[Term, ...]:
         """Those that were measured."""
-        return [row for row in self.rows if row.measured is not None]
+        return tuple(term for term in self.terms if term.measured is not None)
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -147,21 +126,11 @@ class Verification:
         """Lay the list out as a table, the largest estimate first.
 
         Returns:
-            Columns ``units`` (such as "L0H3 + L1H2"), ``order``, ``estimate``, ``measured``,
-            ``std_error``, ``low``, ``high`` (95 % interval), ``p_value`` and ``verdict``; missing
-            values for what was not measured.
+            As for :meth:`Interactions.to_dataframe
+            <circuitspex.algebra.interactions.Interactions.to_dataframe>`; ``coefficient`` is the
+            estimate.
         """
-        import pandas as pd  # takes longer to import than all the rest of this package
-
-        numbers = ["measured", "std_error", "low", "high", "p_value"]
-        rows = [
-            (" + ".join(row.units), row.order, row.estimate, row.measured, row.std_error)
-            + (row.interval or (None, None))
-            + (row.p_value, row.verdict)
-            for row in self.rows
-        ]
-        table = pd.DataFrame(rows, columns=["units", "order", "estimate", *numbers, "verdict"])
-        return table.astype(dict.fromkeys(numbers, float))
+        return to_dataframe(self.terms)
 
     def save(self, path: str | Path) -> None:
         """Write the verification to a JSON file, in one step.
@@ -194,25 +163,9 @@ class Verification:
 
     def __str__(self) -> str:
         """Return that line and what was measured of the first twenty."""
-        rows = [
-            (" + ".join(row.units), f"{row.estimate:+.3f}", _measured_text(row), row.verdict)
-            for row in self.checked[:_N_SHOWN]
-        ]
-        if not rows:
-            return f"{self!r}\nnothing was measured"
-        table = [("units", "estimate", "measured", "verdict"), *rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            f"{units:<{widths[0]}}  {estimate:>{widths[1]}}  {measured:<{widths[2]}}  {verdict}"
-            for units, estimate, measured, verdict in table
-        ]
-        hidden = len(self.checked) - len(rows)
-        return "\n".join([repr(self), *lines, *([f"and {hidden} more"] if hidden else [])])
-
-
-def _measured_text(row: CheckedInteraction) -> str:
-    error = "" if row.std_error is None else f" ± {row.std_error:.3f}"
-    return f"{row.measured:+.3f}{error}"
+        headings = {"units": "units", "coefficient": "estimate"}
+        headings |= {"measured": "measured", "verdict": "verdict"}
+        return f"{self!r}\n{as_text(self.checked, headings, 'nothing was measured', _N_SHOWN)}"
 
 
 def describe_place(verification: Verification) -> str:

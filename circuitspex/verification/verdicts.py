@@ -1,12 +1,12 @@
 """From measured effects to a verdict; :mod:`circuitspex.verification` words the rules."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-Verdict: TypeAlias = Literal["verified", "refuted", "undecided", "not checked"]
+from circuitspex.algebra import Verdict
 
 MIN_SHARE = 0.1
 """Share of the estimate that must be left in the measurement for it to be verified."""

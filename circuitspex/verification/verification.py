@@ -32,7 +32,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuitspex._shared import SetFunction
-from circuitspex.algebra import Interactions, all_kept
+from circuitspex.algebra import Interactions, Verdict, all_kept
 from circuitspex.errors import ResultError
 from circuitspex.verification.measurement import (
     MAX_MEASURED_ORDER,
@@ -40,7 +40,7 @@ from circuitspex.verification.measurement import (
     plan_measurement,
 )
 from circuitspex.verification.record import Verification
-from circuitspex.verification.verdicts import Verdict, discoveries, judge, mean_over_draws
+from circuitspex.verification.verdicts import discoveries, judge, mean_over_draws
 
 _ROUNDING = 1e-6  # relative, of one value in single precision after a forward pass
 _CANCELLED = 1e-12  # of the largest: what rounding leaves of terms that a conversion cancels

@@ -394,10 +394,12 @@ def test_nothing_has_an_index_too():
 def test_values_are_ranked_and_laid_out_with_names():
     table = torch.tensor([1.0, 1.0, 1.0, 4.0], dtype=torch.float64)
     found = interactions_of(table, COORDINATES[0]).index("k-SII")
-    assert found.top(1)[0] == (("L0H0", "L0H1"), 3.0, None)
+    pair = found.top(1)[0]
+    assert (pair.units, pair.coefficient, pair.interval) == (("L0H0", "L0H1"), 3.0, None)
+    assert (pair.basis, pair.origin, pair.kind) == ("k-SII", None, None)
     assert [ranked.units for ranked in found.top(5, max_order=1)] == [("L0H0",), ("L0H1",)]
     frame = found.to_dataframe()
-    assert list(frame.columns) == ["units", "order", "value", "std_error", "low", "high"]
+    assert list(frame.columns) == ["units", "order", "value", "std_error", "low", "high", "basis"]
     assert frame.units[0] == "L0H0 + L0H1"
     assert frame.std_error.isna().all()
     assert repr(found) == "IndexValues(k-SII up to order 2; 2 units, 4 values; baseline 1)"

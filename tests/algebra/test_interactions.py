@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from circuitspex import decoders, transforms
 from circuitspex.algebra import interactions as module
-from circuitspex.algebra.interactions import Interactions, kind
+from circuitspex.algebra.interactions import Interactions
 from circuitspex.algebra.masks import enumerate_masks, keep_only
+from circuitspex.algebra.term import kind
 from circuitspex.algebra.transforms import fourier, moebius
 from circuitspex.errors import MaskError, MissingExtraError, ResultError
 from circuitspex.games import SparseGame
@@ -380,12 +381,16 @@ def test_the_table_holds_every_term():
         coefficients=torch.tensor([1.0, -2.0]),
         std_errors=torch.tensor([0.0, 1.0], dtype=torch.float64),
     ).to_dataframe()
-    assert list(frame.columns) == ["units", "order", "coefficient", "std_error", "low", "high"]
+    numbers = ["coefficient", "std_error", "low", "high"]
+    assert list(frame.columns) == ["units", "order", *numbers, "basis"]
     assert frame.units.tolist() == ["L0H0 + L0H1", "∅"]
     assert frame.order.tolist() == [2, 0]
     assert frame.high.tolist() == pytest.approx([-2 + 1.959964, 1.0])
     assert make().to_dataframe().low.isna().all()
     assert len(make(support=()).to_dataframe()) == 0
+    intact = make(basis="moebius", origin="intact").to_dataframe()
+    assert list(intact.columns) == ["units", "order", *numbers, "kind", "basis", "origin"]
+    assert set(intact.origin) == {"intact"}
 
 
 def test_shapiq_gets_the_same_game():

@@ -21,8 +21,8 @@ from writers import SPEC, rows_of
 from circuitspex.cli import show
 from circuitspex.errors import CircuitSpexError
 from circuitspex.evaluation.store.parquet import ParquetStore
-from circuitspex.report.page import render_page
-from circuitspex.runs.discover import Result, read_summary
+from circuitspex.findings import load, read_summary
+from circuitspex.report import render_page
 from circuitspex.runs.settings import Settings
 
 LONGEST = 60
@@ -52,7 +52,7 @@ def fuzz_results(whole: Path, place: Path, rng: random.Random) -> list[str]:
     path = rng.choice(sorted(place.glob("*.json")) + sorted(place.glob("*.yaml")))
     _change(path, rng)
     uses: dict[str, Callable[[], object]] = {
-        "load": lambda: Result.load(place),
+        "load": lambda: load(place),
         "show": lambda: _show(place),
         "draw": lambda: _draw(place),
         "read_summary": lambda: read_summary(place),
@@ -121,18 +121,11 @@ def _alarm() -> Iterator[None]:
 
 def _show(folder: Path) -> None:
     with patch.object(show, "out", Console(file=io.StringIO(), width=100)):
-        show.show_result(Result.load(folder), top=10)
+        show.show_findings(load(folder), top=10)
 
 
 def _draw(folder: Path) -> None:
-    result = Result.load(folder)
-    page = render_page(
-        result.spec,
-        result.interactions.to("moebius", origin="intact"),
-        result.circuit,
-        result.verification,
-        verified_interactions=result.verified_interactions,
-    )
+    page = render_page(load(folder))
     assert "<script>alert" not in page, "a script got into the page"
 
 

@@ -9,202 +9,37 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from found import (
+    HEADS,
+    circuit_of,
+    findings,
+    make_circuit,
+    make_interactions,
+    make_report,
+    make_spec,
+    make_verified,
+)
 
 from circuitspex import report
-from circuitspex._shared.spec import Spec
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.circuits.circuit import Circuit
-from circuitspex.circuits.criteria import CircuitReport
 from circuitspex.errors import ResultError
-from circuitspex.report.effect_map import head_map_image, make_effect_map
+from circuitspex.findings import Findings
+from circuitspex.report import SECTIONS, render_page, write_page
+from circuitspex.report.effect_map import head_map_image, make_effect_map, single_effects
 from circuitspex.report.layout import arrange, short_label
-from circuitspex.report.page import render_page, write_page
 from circuitspex.report.style import KINDS
-from circuitspex.report.tables import interaction_rows, number, single_effects
-from circuitspex.verification import Verification
 
 # As Any: plotly's own annotations allow too much to be of use.
 circuit_figure: Any = report.circuit_figure
 effect_figure: Any = report.effect_figure
 energy_figure: Any = report.energy_figure
-prediction_figure: Any = report.prediction_figure
 
-HEADS = tuple(f"L{layer}H{head}" for layer in range(3) for head in range(2))
-TERMS = {
-    (): 4.0,
-    (0,): -1.0,
-    (3,): 0.5,
-    (0, 3): -2.0,
-    (1, 5): 1.5,
-    (0, 1, 4): 0.75,
-    (2, 3, 4, 5): 0.25,
-}
-
-
-def make_interactions(
-    units=HEADS, terms=None, std_error: float | None = 0.1, **fields
-) -> Interactions:
-    terms = TERMS if terms is None else terms
-    given = {
-        "n_units": len(units),
-        "units": tuple(units),
-        "basis": "moebius",
-        "origin": "intact",
-        "keep_rate": 0.9,
-        "support": tuple(terms),
-        "coefficients": torch.tensor(list(terms.values()), dtype=torch.float64),
-        "error_source": "masks",
-        "n_evaluations": 1234,
-        "held_out_r2": 0.8768,
-        "decoder": "proxyspex",
-    }
-    if std_error is not None:
-        variances = torch.full((len(terms),), std_error**2, dtype=torch.float64)
-        given["covariance"] = torch.diag(variances)
-    return Interactions(**given | fields)  # pyright: ignore[reportArgumentType]
-
-
-def make_spec(**evaluation) -> Spec:
-    given = {
-        "model": {"name": "toy", "processing": "folded"},
-        "task": {"name": "ioi", "first_prompt": "Emma <gave> it to"},
-        "metric": "logit_difference",
-    }
-    return Spec(
-        given
-        | {"ablation": {"name": "zero"}, "units": {"first": "L0H0", "last": "L2H1"}}
-        | evaluation
-    )
-
-
-def make_circuit(units=HEADS, indices=(0, 3, 4)) -> Circuit:
-    return Circuit(indices, tuple(units[i] for i in indices), len(units))
-
-
-def make_report(**fields) -> CircuitReport:
-    given = {
-        "units": ("L0H0", "L1H1", "L2H0"),
-        "n_units": 6,
-        "intact": 4.5,
-        "ablated": -0.5,
-        "circuit": 3.0,
-        "faithfulness": 0.7,
-        "std_error": 0.05,
-        "predicted_value": 3.2,
-        "predicted_faithfulness": 0.74,
-        "held_out": True,
-        "n_prompts": 32,
-        "n_evaluations": 96,
-    }
-    return CircuitReport(**given | fields)  # pyright: ignore[reportArgumentType]
-
-
-def make_verified(**fields) -> Verification:
-    """Of the four interactions, the largest is refuted, two are verified, one is not checked."""
-    given = {
-        "units": HEADS,
-        "around": "intact",
-        "support": ((0, 3), (1, 5), (0, 1, 4), (2, 3, 4, 5)),
-        "estimates": (-2.0, 1.5, 0.75, 0.25),
-        "verdicts": ("refuted", "verified", "verified", "not checked"),
-        "measured": (-0.125, 0.5, 0.625, None),
-        "std_errors": (0.25, 0.1, 0.125, None),
-        "intervals": ((-0.6, 0.3), (0.3, 0.7), (0.4, 0.9), None),
-        "p_values": (0.6, 0.001, 0.002, None),
-        "prompt_values": ((-0.25, 0.0), (0.4, 0.6), (0.5, 0.75), None),
-        "n_prompts": 2,
-        "n_evaluations": 30,
-    }
-    return Verification(**given | fields)  # pyright: ignore[reportArgumentType]
-
-
-# Rows
-
-
-def test_rows_rank_by_size_with_interval_and_kind():
-    rows = interaction_rows(make_interactions(), min_order=2)
-    assert [row.units for row in rows] == [
-        ("L0H0", "L1H1"),
-        ("L0H1", "L2H1"),
-        ("L0H0", "L0H1", "L2H0"),
-        ("L1H0", "L1H1", "L2H0", "L2H1"),
-    ]
-    assert [row.kind for row in rows] == ["redundant", "synergistic", "", "synergistic"]
-    assert [row.rank for row in rows] == [1, 2, 3, 4]
-    first = rows[0]
-    assert (first.indices, first.order, first.coefficient) == ((0, 3), 2, -2.0)
-    assert (first.low, first.high) == pytest.approx((-2.196, -1.804), abs=1e-3)
-
-
-def test_rows_are_the_same_from_any_basis():
-    interactions = make_interactions()
-    for row, other in zip(
-        interaction_rows(interactions), interaction_rows(interactions.to("fourier")), strict=True
-    ):
-        assert row.units == other.units
-        assert row.coefficient == pytest.approx(other.coefficient)
-        assert row.fourier == pytest.approx(other.fourier)
-
-
-def test_the_fourier_column_is_the_one_at_the_keep_rate():
-    interactions = make_interactions(terms={(0, 1): 2.0})
-    (row,) = interaction_rows(interactions)
-    # Ablated indicators are -sqrt(p q) χ + q, so a pair's coefficient is θ p q.
-    assert row.fourier == pytest.approx(2.0 * 0.9 * 0.1)
-
-
-def test_without_errors_there_is_no_interval():
-    row = interaction_rows(make_interactions(std_error=None), 1)[0]
-    assert (row.low, row.high) == (None, None)
-
-
-def test_what_was_verified_comes_first_and_what_was_measured_counts():
-    rows = interaction_rows(make_interactions(), min_order=2, verification=make_verified())
-    assert [row.indices for row in rows] == [(0, 1, 4), (1, 5), (0, 3), (2, 3, 4, 5)]
-    assert [row.rank for row in rows] == [1, 2, 3, 4]
-    assert [row.effect for row in rows] == [0.625, 0.5, -0.125, 0.25]
-    assert [row.coefficient for row in rows] == [0.75, 1.5, -2.0, 0.25]
-    assert [row.kind for row in rows] == ["", "synergistic", "", "synergistic"]
-    top = interaction_rows(make_interactions(), 1, min_order=2, verification=make_verified())
-    assert [row.indices for row in top] == [(0, 1, 4)]
-
-
-def test_the_kind_is_that_of_the_measured_sign():
-    verified = make_verified(
-        verdicts=("undecided", "verified", "verified", "not checked"),
-        measured=(0.25, 0.5, 0.625, None),
-    )
-    rows = interaction_rows(make_interactions(), min_order=2, verification=verified)
-    assert {row.indices: row.kind for row in rows}[0, 3] == "synergistic"
-
-
-@pytest.mark.parametrize("fields", [{"around": "contexts"}, {"units": HEADS[::-1]}])
-def test_a_verification_of_something_else_is_refused(fields):
-    with pytest.raises(ResultError, match="measured around the intact model, of the same 6 units"):
-        interaction_rows(make_interactions(), verification=make_verified(**fields))
-
-
-def test_units_of_the_same_label_are_told_apart():
-    words = ("the", "cat", "the")
-    interactions = make_interactions(words, {(0, 1): 1.0, (1, 2): -2.0})
-    first, second = interaction_rows(interactions)
-    assert (first.indices, second.indices) == ((1, 2), (0, 1))
-    assert first.fourier == pytest.approx(-2 * second.fourier)
+# Single effects
 
 
 def test_single_effects_are_at_the_intact_model():
-    assert single_effects(make_interactions().to("fourier")) == pytest.approx(
+    assert single_effects(findings(make_interactions().to("fourier"))) == pytest.approx(
         {0: -1.0, 3: 0.5, 1: 0.0, 2: 0.0, 4: 0.0, 5: 0.0}, abs=1e-12
     )
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(-0.25, "−0.250"), (1.0, "1.000"), (-0.0001, "0.000"), (0.0, "0.000"), (None, "–")],
-)
-def test_numbers_have_a_true_minus_and_no_negative_zero(value, text):
-    assert number(value) == text
 
 
 # Places
@@ -255,9 +90,9 @@ def traces_of(figure, mode):
 
 
 def test_every_interaction_is_a_line_wider_for_larger_ones():
-    lines = traces_of(circuit_figure(make_interactions()), "lines")
+    lines = traces_of(circuit_figure(findings()), "lines")
     widths = {line.hovertemplate.split("</b>")[0][3:]: line.line.width for line in lines}
-    ranked = [" + ".join(row.units) for row in interaction_rows(make_interactions(), min_order=2)]
+    ranked = [term.label for term in findings().terms if term.order > 1]
     assert sorted(widths, key=lambda units: -widths[units]) == ranked
     colours = {line.name: line.line.color for line in lines}
     assert colours["redundancy"] == KINDS["redundant"].colour
@@ -266,13 +101,13 @@ def test_every_interaction_is_a_line_wider_for_larger_ones():
 
 
 def test_each_kind_is_in_the_legend_once():
-    lines = traces_of(circuit_figure(make_interactions()), "lines")
+    lines = traces_of(circuit_figure(findings()), "lines")
     in_legend = [line.name for line in lines if line.showlegend]
     assert sorted(in_legend) == ["odd order", "redundancy", "synergy"]
 
 
 def test_a_pair_goes_from_unit_to_unit_and_a_larger_set_through_a_junction():
-    figure = circuit_figure(make_interactions())
+    figure = circuit_figure(findings())
     nodes = {
         text: (x, y)
         for trace in traces_of(figure, "markers+text")
@@ -292,7 +127,7 @@ def test_a_pair_goes_from_unit_to_unit_and_a_larger_set_through_a_junction():
 
 def test_junctions_keep_clear_of_units_and_each_other():
     terms = {(i, j, k): 1.0 for i in range(6) for j in range(i) for k in range(j)}
-    figure = circuit_figure(make_interactions(terms=terms))
+    figure = circuit_figure(findings(make_interactions(terms=terms)))
     points = [
         (x, y)
         for trace in figure.data
@@ -305,7 +140,7 @@ def test_junctions_keep_clear_of_units_and_each_other():
 
 
 def test_circuit_members_are_filled_and_others_hollow():
-    figure = circuit_figure(make_interactions(), circuit=(0, 3))
+    figure = circuit_figure(findings(circuit=circuit_of(0, 3)))
     filled = {trace.name: trace for trace in traces_of(figure, "markers+text")}
     assert filled["in the circuit"].text == ("0.0", "1.1")
     assert filled["not in the circuit"].marker.color == "white"
@@ -313,38 +148,37 @@ def test_circuit_members_are_filled_and_others_hollow():
 
 
 def test_only_the_largest_are_drawn():
-    figure = circuit_figure(make_interactions(), n_shown=1)
+    figure = circuit_figure(findings(), n_shown=1)
     assert len(traces_of(figure, "lines")) == 1
 
 
 def test_what_may_be_zero_is_not_drawn():
-    figure = circuit_figure(make_interactions(std_error=0.5))
+    unclear = findings(make_interactions(std_error=0.5))
+    figure = circuit_figure(unclear)
     drawn = [line.hovertemplate.split("</b>")[0][3:] for line in traces_of(figure, "lines")]
     assert sorted(drawn) == ["L0H0 + L1H1", "L0H1 + L2H1"]
-    assert "2 largest interactions whose interval excludes zero" in render_page(
-        make_spec(), make_interactions(std_error=0.5)
-    )
+    assert "2 largest interactions whose interval excludes zero" in render_page(unclear)
 
 
 def test_the_refuted_are_not_drawn_and_the_verified_are_in_their_measured_size():
-    figure = circuit_figure(make_interactions(), verification=make_verified())
+    figure = circuit_figure(findings(verification=make_verified()))
     lines = {line.hovertemplate.split("</b>")[0][3:]: line for line in traces_of(figure, "lines")}
     assert set(lines) == {"L0H1 + L2H1", "L0H0 + L0H1 + L2H0", "L1H0 + L1H1 + L2H0 + L2H1"}
     assert lines["L0H1 + L2H1"].line.width == pytest.approx(1.2 + 5.3 * 0.5 / 0.625)
     hover = lines["L0H1 + L2H1"].hovertemplate
-    assert "0.500 ± 0.100, verified<br>estimate 1.500 [1.304, 1.696]" in hover
+    assert "0.500 ± 0.100, verified<br>estimate 1.500, 95 % interval 1.304 … 1.696" in hover
 
 
 def test_the_undecided_are_drawn_where_their_estimate_is_clear():
     verified = make_verified(verdicts=("undecided", "undecided", "verified", "not checked"))
     for std_error, n_drawn in ((0.5, 3), (2.0, 1)):
         interactions = make_interactions(std_error=std_error)
-        figure = circuit_figure(interactions, verification=verified)
+        figure = circuit_figure(findings(interactions, verification=verified))
         assert len(traces_of(figure, "lines")) == n_drawn
 
 
 def test_the_map_holds_single_effects_and_marks_the_circuit():
-    figure = effect_figure(make_interactions(), circuit=(3,))
+    figure = effect_figure(findings(circuit=circuit_of(3)))
     (heatmap,) = figure.data
     np.testing.assert_array_equal(heatmap.z, [[-1, 0, 0], [0, 0.5, 0]])
     assert (heatmap.zmin, heatmap.zmax) == (-1, 1)
@@ -353,14 +187,15 @@ def test_the_map_holds_single_effects_and_marks_the_circuit():
 
 
 def test_places_without_a_unit_are_empty():
-    effects = make_effect_map(make_interactions(("L0H0", "L1H1"), {(0,): -1.0}))
+    effects = make_effect_map(findings(make_interactions(("L0H0", "L1H1"), {(0,): -1.0})))
     assert effects is not None
     np.testing.assert_array_equal(effects.values, [[-1, np.nan], [np.nan, 0]])
 
 
 def test_many_neurons_share_cells_and_the_strongest_shows():
     labels = [f"L0N{neuron}" for neuron in range(640)]
-    effects = make_effect_map(make_interactions(labels, {(5,): -2.0, (7,): 1.0}), circuit=(7,))
+    interactions = make_interactions(labels, {(5,): -2.0, (7,): 1.0})
+    effects = make_effect_map(findings(interactions, circuit=circuit_of(7, units=labels)))
     assert effects is not None
     assert effects.values.shape == (64, 1)
     assert effects.rows_per_cell == 10
@@ -371,29 +206,24 @@ def test_many_neurons_share_cells_and_the_strongest_shows():
 
 
 def test_features_are_bars():
-    (bars,) = effect_figure(make_interactions(("a", "b"), {(1,): -0.5})).data
+    (bars,) = effect_figure(findings(make_interactions(("a", "b"), {(1,): -0.5}))).data
     assert bars.type == "bar"
     assert bars.y == (-0.5,)
 
 
 def test_energy_adds_up_to_all():
-    (bars,) = energy_figure(make_interactions()).data
+    (bars,) = energy_figure(findings()).data
     assert bars.x == ("order 1", "order 2", "order 3", "order 4")
     assert sum(bars.y) == pytest.approx(100)
-
-
-def test_prediction_figure_pairs_predicted_with_measured():
-    figure = prediction_figure(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5]))
-    assert figure.data[1].x == (1.0, 2.0)
-    assert figure.data[1].y == (1.5, 2.5)
 
 
 # Pixels
 
 
 def test_the_image_has_the_colours_of_the_effects():
-    interactions = make_interactions(("L0H0", "L0H1", "L1H0"), {(0,): -1.0, (1,): 1.0})
-    image = head_map_image(interactions, circuit=(1,), cell=8)
+    units = ("L0H0", "L0H1", "L1H0")
+    interactions = make_interactions(units, {(0,): -1.0, (1,): 1.0})
+    image = head_map_image(findings(interactions, circuit=circuit_of(1, units=units)), cell=8)
     assert image is not None
     assert image.shape == (16, 16, 3)
     lower_left, upper_left, lower_right, upper_right = (
@@ -408,7 +238,7 @@ def test_the_image_has_the_colours_of_the_effects():
 
 
 def test_there_is_no_image_of_features():
-    assert head_map_image(make_interactions(("a", "b"), {(0,): 1.0})) is None
+    assert head_map_image(findings(make_interactions(("a", "b"), {(0,): 1.0}))) is None
 
 
 # The page
@@ -434,10 +264,8 @@ class Loads(HTMLParser):
             self.loads += re.findall(r"@import|url\([^)]*\)", data)
 
 
-def full_page(**evaluation) -> str:
-    held_out = (torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5]))
-    spec = make_spec(**evaluation)
-    return render_page(spec, make_interactions(), make_circuit(), make_report(), held_out)
+def full_page() -> str:
+    return render_page(findings(circuit=make_circuit(), criteria=make_report()))
 
 
 def test_the_page_loads_nothing():
@@ -467,18 +295,21 @@ def test_labels_and_settings_are_escaped():
     labels = (EVIL, "b", "c", "d", "e", "f")
     interactions = make_interactions(labels, decoder=EVIL)
     spec = make_spec(model=EVIL, task={"name": "t", "first_prompt": EVIL})
-    verification = make_report(notes=EVIL, units=(EVIL,))
-    page = render_page(spec, interactions, make_circuit(labels), verification)
+    criteria = make_report(notes=EVIL, units=(EVIL,))
+    page = render_page(
+        Findings(spec, interactions, circuit=make_circuit(labels), criteria=criteria)
+    )
     assert EVIL not in page
     assert html.escape(EVIL) in page
-    assert Loads(page).tags.count("script") == Loads(full_page()).tags.count("script") - 1
+    assert Loads(page).tags.count("script") == Loads(full_page()).tags.count("script")
 
 
 def test_plotly_is_given_labels_that_it_cannot_take_for_markup():
     labels = ('<a href="http://x">', "b", "c", "d", "e", "f")
-    figure = circuit_figure(make_interactions(labels))
+    labelled = findings(make_interactions(labels))
+    figure = circuit_figure(labelled)
     assert "<a href" not in figure.to_json()
-    assert "<a href" not in effect_figure(make_interactions(labels)).to_json()
+    assert "<a href" not in effect_figure(labelled).to_json()
     assert "&lt;a href" in figure.to_json()
 
 
@@ -494,15 +325,13 @@ def test_the_page_shows_the_facts_the_rows_and_the_verification():
     assert "this way of processing the weights (folded)" in text
     assert "Such as “Emma <gave> it to”" in text
     assert "6, L0H0 to L2H1" in text
-    for name in ("circuit", "effects", "energy", "prediction"):
+    for name in ("circuit", "effects", "energy"):
         assert f'Plotly.newPlot(                        "figure-{name}"' in text
     assert '"processing": "folded"' in text
 
 
 def test_the_page_shows_measured_effects_beside_estimates():
-    page = render_page(
-        make_spec(), make_interactions(), make_circuit(), verified_interactions=make_verified()
-    )
+    page = render_page(findings(circuit=make_circuit(), verification=make_verified()))
     text = " ".join(Loads(page).texts)
     cells = re.findall(r"<td class=\"units\">.*?</tr>", page)
     rows = [re.sub(r"<[^>]+>", " ", cell).split() for cell in cells]
@@ -524,10 +353,10 @@ def test_one_prompt_and_held_out_prompts_are_told_apart():
     exact = make_verified(
         n_prompts=1, std_errors=(None,) * 4, intervals=(None,) * 4, p_values=(None,) * 4
     )
-    page = render_page(make_spec(), make_interactions(), verified_interactions=exact)
+    page = render_page(findings(verification=exact))
     assert "One prompt, so the measured effects have no error" in page
     fresh = make_verified(held_out=True)
-    page = render_page(make_spec(), make_interactions(), verified_interactions=fresh)
+    page = render_page(findings(verification=fresh))
     assert "on 2 prompts held out" in page
     assert "Interactions were measured on the prompts they were found on" not in page
 
@@ -536,8 +365,8 @@ def test_a_verification_of_nothing_changes_nothing():
     nothing = make_verified(
         verdicts=("not checked",) * 4, measured=(None,) * 4, prompt_values=(None,) * 4
     )
-    plain = render_page(make_spec(), make_interactions())
-    page = render_page(make_spec(), make_interactions(), verified_interactions=nothing)
+    plain = render_page(findings())
+    page = render_page(findings(verification=nothing))
     start, end = "<h2>Interactions</h2>", "</section>"
     assert page.split(start)[1].split(end)[0] == plain.split(start)[1].split(end)[0]
 
@@ -545,18 +374,18 @@ def test_a_verification_of_nothing_changes_nothing():
 def test_the_largest_interactions_only_are_tabulated_and_the_rest_counted():
     terms = {(i, j): 1.0 + i + j / 10 for i in range(12) for j in range(i)}
     labels = [f"L0H{head}" for head in range(12)]
-    page = render_page(make_spec(), make_interactions(labels, terms))
+    page = render_page(findings(make_interactions(labels, terms)))
     assert "The 40 largest of 66 interactions" in page
     assert page.count('<td class="units"><span') == 40
 
 
 def test_what_was_not_done_is_said():
-    page = render_page(make_spec(), make_interactions(held_out_r2=None))
+    page = render_page(findings(make_interactions(held_out_r2=None)))
     assert "No circuit was verified in the model." in page
     assert "How well they predict other masks was not measured." in page
     assert "none chosen" in page
-    verification = make_report(held_out=False, std_error=None, n_prompts=None)
-    page = render_page(make_spec(), make_interactions(), make_circuit(), verification)
+    criteria = make_report(held_out=False, std_error=None, n_prompts=None)
+    page = render_page(findings(circuit=make_circuit(), criteria=criteria))
     assert "on the prompts it was found on, not on new ones" in page
 
 
@@ -571,22 +400,22 @@ def test_what_was_not_done_is_said():
     ids=["features", "constant", "nothing", "neurons"],
 )
 def test_any_units_and_terms_make_a_page(units, terms):
-    page = render_page(make_spec(), make_interactions(units, terms))
+    page = render_page(findings(make_interactions(units, terms)))
     assert Loads(page).loads == []
 
 
 def test_an_exact_result_claims_no_more_and_no_less():
     terms = {(): 1.0, (0,): 2.0, (1,): 3.0, (0, 1): 4.0}
-    page = render_page(make_spec(), make_interactions(("L0H0", "L0H1"), terms))
+    page = render_page(findings(make_interactions(("L0H0", "L0H1"), terms)))
     assert "Every mask was evaluated (1,234 evaluations)" in page
     assert "were not decoded" not in page
-    assert "were not decoded" in render_page(make_spec(), make_interactions())
+    assert "were not decoded" in render_page(findings())
 
 
 def test_a_faithfulness_beyond_its_scale_stays_on_the_page():
     for faithfulness in (-0.5, 1.7):
-        verification = make_report(faithfulness=faithfulness)
-        page = render_page(make_spec(), make_interactions(), make_circuit(), verification)
+        criteria = make_report(faithfulness=faithfulness)
+        page = render_page(findings(circuit=make_circuit(), criteria=criteria))
         track = page[page.index('<div class="track"') :].split("</div>")[0]
         shares = [float(share) for share in re.findall(r"(?:left|width):(-?[\d.]+)%", track)]
         assert len(shares) == 4
@@ -594,7 +423,7 @@ def test_a_faithfulness_beyond_its_scale_stays_on_the_page():
 
 
 def test_the_page_is_written_whole(tmp_path):
-    path = write_page(tmp_path / "report.html", spec=make_spec(), interactions=make_interactions())
+    path = write_page(tmp_path / "report.html", findings())
     assert path.read_text().endswith("</html>\n")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
@@ -611,7 +440,7 @@ def test_plotly_is_imported_only_to_draw():
 
 def test_a_page_without_joint_terms_says_what_that_means():
     alone = make_interactions(terms={(0,): 1.0, (3,): -2.0})
-    page = render_page(make_spec(), alone, make_circuit(), make_report())
+    page = render_page(findings(alone, circuit=make_circuit(), criteria=make_report()))
     assert "not that there is none" in page
     assert "There is no interaction" in page
     assert "0 largest" not in page
@@ -619,6 +448,18 @@ def test_a_page_without_joint_terms_says_what_that_means():
 
 def test_a_page_that_cannot_be_written_says_what_to_do(tmp_path):
     with pytest.raises(ResultError, match=r"report\.html cannot be written.*free space"):
-        write_page(
-            tmp_path / "no" / "report.html", spec=make_spec(), interactions=make_interactions()
-        )
+        write_page(tmp_path / "no" / "report.html", findings())
+
+
+def test_a_new_section_is_a_function_and_a_line():
+    def notes(found: Findings) -> str:
+        return f"<section>all {found.interactions.n_units} units</section>"
+
+    before = full_page()
+    SECTIONS.append(notes)
+    try:
+        after = full_page()
+    finally:
+        SECTIONS.remove(notes)
+    assert "all 6 units" not in before
+    assert after.replace(notes(findings()), "").split() == before.split() != after.split()

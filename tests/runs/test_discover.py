@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from circuitspex.errors import ResultError
-from circuitspex.runs.discover import Result, discover
+from circuitspex.findings import Findings
+from circuitspex.runs.discover import discover
 from circuitspex.runs.settings import Settings
 
 SMALL = Settings(units="heads@1", n_prompts=2, budget=32)
@@ -39,17 +40,18 @@ def test_a_circuit_is_half_of_the_units_unless_said(n_units: int, size: int) -> 
 
 def test_result_reads_back_what_was_written(tmp_path: Path) -> None:
     made = discover(SMALL, tmp_path)
-    read = Result.load(tmp_path)
-    assert made.n_evaluated == 32
+    read = Findings.load(tmp_path)
+    assert made.n_evaluated == read.n_evaluated == 32
+    assert made.seconds == read.seconds > 0
     assert read.interactions.support == made.interactions.support
     torch.testing.assert_close(
         read.interactions.coefficients, made.interactions.coefficients, rtol=0, atol=0
     )
     assert read.circuit == made.circuit
+    assert read.criteria == made.criteria
     assert read.verification == made.verification
-    assert read.verified_interactions == made.verified_interactions
-    assert made.verified_interactions is not None
-    assert len(made.verified_interactions.checked) == 11  # all pairs, triples and the four
+    assert made.verification is not None
+    assert len(made.verification.checked) == 11  # all pairs, triples and the four
     assert read.spec == made.spec
     assert made.spec.evaluation["model"]["processing"] == "raw"
 
@@ -57,13 +59,13 @@ def test_result_reads_back_what_was_written(tmp_path: Path) -> None:
 def test_folders_without_verified_interactions_are_read(tmp_path: Path) -> None:
     discover(SMALL, tmp_path)
     (tmp_path / "verified_interactions.json").unlink()
-    assert Result.load(tmp_path).verified_interactions is None
+    assert Findings.load(tmp_path).verification is None
 
 
 def test_verifying_keeps_to_its_share_of_the_budget(tmp_path: Path) -> None:
     sampled = replace(SMALL, decoder="lasso", keep_rate=0.6, budget=64, prompts_per_mask="all")
     made = discover(sampled, tmp_path)
-    verified = made.verified_interactions
+    verified = made.verification
     assert verified is not None
     assert 0 < verified.n_evaluations <= 16
     assert verified.counts["not checked"] > 0
@@ -74,15 +76,15 @@ def test_verifying_keeps_to_its_share_of_the_budget(tmp_path: Path) -> None:
 
 def test_nothing_is_verified_where_nothing_is_asked_for(tmp_path: Path) -> None:
     made = discover(replace(SMALL, verify=0), tmp_path)
-    assert made.verified_interactions is not None
-    assert made.verified_interactions.checked == []
+    assert made.verification is not None
+    assert made.verification.checked == ()
 
 
 def test_half_a_run_is_named(tmp_path: Path) -> None:
     discover(SMALL, tmp_path)
     (tmp_path / "circuit.json").unlink()
     with pytest.raises(ResultError, match=r"no finished run: circuit\.json missing"):
-        Result.load(tmp_path)
+        Findings.load(tmp_path)
 
 
 def test_a_tolerance_stops_a_run_early(tmp_path: Path) -> None:

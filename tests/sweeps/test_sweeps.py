@@ -21,7 +21,7 @@ from circuitspex import sweeps
 from circuitspex.cli import app
 from circuitspex.cli.sweep import read_ranges
 from circuitspex.errors import SweepError
-from circuitspex.runs.discover import SUMMARY
+from circuitspex.findings import SUMMARY
 from circuitspex.runs.settings import Settings
 from circuitspex.sweeps import running, state
 

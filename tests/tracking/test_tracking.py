@@ -1,6 +1,7 @@
 """Trackers: one contract for all, real offline W&B runs read back, and W&B failing everywhere."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,11 +23,10 @@ from circuitspex.circuits.circuit import Circuit
 from circuitspex.circuits.criteria import CircuitReport
 from circuitspex.errors import TrackingWarning
 from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.report.effect_map import head_map_image
-from circuitspex.report.page import write_page
-from circuitspex.report.tables import interaction_rows
+from circuitspex.findings import Findings
+from circuitspex.report import head_map_image, write_page
 from circuitspex.tracking import _wandb, wandb_tracker
-from circuitspex.tracking.base import Tracker, result_scalars
+from circuitspex.tracking.base import Tracker
 from circuitspex.tracking.null import NullTracker
 from circuitspex.verification import Verification
 
@@ -80,6 +80,9 @@ VERIFIED = Verification(
     n_prompts=2,
     n_evaluations=22,
 )
+
+FINDINGS = Findings(SPEC, INTERACTIONS, VERIFIED, CIRCUIT, VERIFICATION)
+BARE = Findings(SPEC, INTERACTIONS)
 
 
 def make_evaluations() -> pa.Table:
@@ -141,15 +144,7 @@ def offline_tracker(folder: Path) -> Tracker:
 
 
 def finish(tracker: Tracker, page: Path | None = None) -> None:
-    tracker.finish(
-        spec=SPEC,
-        interactions=INTERACTIONS,
-        circuit=CIRCUIT,
-        verification=VERIFICATION,
-        verified_interactions=VERIFIED,
-        page=page,
-        evaluations=make_evaluations(),
-    )
+    tracker.finish(FINDINGS, page=page, evaluations=make_evaluations())
 
 
 # The contract
@@ -175,7 +170,7 @@ def test_every_tracker_takes_a_whole_run_and_a_bare_one(tracker):
         tracker.log({"perf/masks_per_s": 50.0})
         finish(tracker)
         tracker.start(SPEC)
-        assert tracker.finish(spec=SPEC, interactions=INTERACTIONS) is None
+        assert tracker.finish(BARE) is None
 
 
 @pytest.mark.filterwarnings("ignore::circuitspex.errors.TrackingWarning")
@@ -200,7 +195,7 @@ def test_a_tracker_that_was_not_started_does_nothing(tracker, tmp_path):
 
 
 def test_scalars_sum_the_result_up():
-    scalars = result_scalars(INTERACTIONS, CIRCUIT, VERIFICATION, VERIFIED)
+    scalars = FINDINGS.scalars
     energy = {name: scalars.pop(name) for name in list(scalars) if name.startswith("energy/")}
     assert scalars == {
         "fit/r2_heldout": 0.75,
@@ -225,7 +220,7 @@ def test_scalars_sum_the_result_up():
 
 
 def test_what_was_not_measured_is_no_scalar():
-    scalars = result_scalars(INTERACTIONS, None, None)
+    scalars = BARE.scalars
     assert "eval/faithfulness" not in scalars
     assert "interactions/n_verified" not in scalars
 
@@ -294,7 +289,7 @@ def offline_run(tmp_path_factory) -> OfflineRun:
             patch.setenv(name, str(folder))
         patch.setenv("WANDB_SILENT", "true")
         patch.setenv("SOME_SECRET", "hunter2-the-secret")
-        page = write_page(folder / "report.html", spec=SPEC, interactions=INTERACTIONS)
+        page = write_page(folder / "report.html", FINDINGS)
         with offline_tracker(folder) as tracker:
             tracker.start(SPEC)
             tracker.log({"perf/masks_per_s": 50.0})
@@ -319,7 +314,7 @@ def test_the_scalars_are_logged(offline_run):
     history = offline_run.history()
     expected = {
         "perf/masks_per_s": 50.0,
-        **result_scalars(INTERACTIONS, CIRCUIT, VERIFICATION, VERIFIED),
+        **FINDINGS.scalars,
     }
     assert {name: history[name] for name in expected} == pytest.approx(expected)
 
@@ -327,24 +322,21 @@ def test_the_scalars_are_logged(offline_run):
 def test_the_interactions_are_a_table(offline_run):
     table = json.loads(offline_run.media("table/interactions_*.table.json").read_text())
     assert table["columns"] == [
-        "rank", "units", "order", "kind", "moebius", "ci_low", "ci_high", "fourier",
+        "units", "order", "coefficient", "std_error", "low", "high", "average", "kind", "measured",
+        "measured_std_error", "measured_low", "measured_high", "measured_p_value", "verdict",
+        "basis", "origin",
     ]  # fmt: skip
-    first = table["data"][0]
-    assert first[:5] == [1, "L0H0 + L1H0", 2, "redundant", -2.0]
-    assert first[5:7] == pytest.approx([-2.196, -1.804], abs=1e-3)
-    assert len(table["data"]) == len(interaction_rows(INTERACTIONS))
-
-
-def test_what_was_verified_is_a_table(offline_run):
-    table = json.loads(offline_run.media("table/verified_interactions_*.table.json").read_text())
-    assert table["columns"] == [
-        "rank", "units", "order", "estimate", "measured", "std_error", "ci_low", "ci_high",
-        "p_value", "verdict",
-    ]  # fmt: skip
-    assert table["data"] == [
-        [1, "L0H0 + L1H0", 2, -2.0, -1.5, 0.25, -2.0, -1.0, 0.001, "verified"],
-        [2, "L0H1 + L1H0 + L1H1", 3, 0.25, -0.25, 0.125, -0.5, 0.0, 0.1, "refuted"],
-    ]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    first, second, *others = rows
+    assert first["units"] == "L0H0 + L1H0"
+    assert (first["order"], first["kind"], first["coefficient"]) == (2, "redundant", -2.0)
+    assert [first["low"], first["high"]] == pytest.approx([-2.196, -1.804], abs=1e-3)
+    assert list(first.values())[8:14] == [-1.5, 0.25, -2.0, -1.0, 0.001, "verified"]
+    assert second["units"] == "L0H1 + L1H0 + L1H1"
+    assert list(second.values())[8:14] == [-0.25, 0.125, -0.5, 0.0, 0.1, "refuted"]
+    assert [row["verdict"] for row in others] == ["not checked"] * 2
+    assert [row["units"] for row in rows] == [term.label for term in FINDINGS.terms]
+    assert [row["coefficient"] for row in rows] == [term.coefficient for term in FINDINGS.terms]
 
 
 def test_the_page_is_logged_as_it_is(offline_run):
@@ -357,12 +349,12 @@ def test_the_head_map_is_an_image(offline_run):
 
     with Image.open(offline_run.media("images/head_map_*.png")) as image:
         pixels = np.asarray(image.convert("RGB"))
-    expected = head_map_image(INTERACTIONS, CIRCUIT.indices)
+    expected = head_map_image(FINDINGS)
     assert expected is not None
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_the_circuit_is_an_artifact_that_loads(offline_run):
+def test_the_circuit_is_an_artifact_that_loads(offline_run, tmp_path):
     files = offline_run.artifact("circuit")
     assert Spec.load(files["spec.json"]) == SPEC
     assert Circuit.load(files["circuit.json"]) == CIRCUIT
@@ -370,6 +362,9 @@ def test_the_circuit_is_an_artifact_that_loads(offline_run):
     assert Verification.load(files["verified_interactions.json"]) == VERIFIED
     loaded = Interactions.load(files["interactions.json"])
     torch.testing.assert_close(loaded.coefficients, INTERACTIONS.coefficients, rtol=0, atol=0)
+    for name, file in files.items():
+        shutil.copy(file, tmp_path / name)
+    assert FINDINGS.differences(Findings.load(tmp_path)) == {}
 
 
 def test_the_evaluations_are_an_artifact_that_loads(offline_run):

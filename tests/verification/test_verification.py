@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuitspex.algebra.interactions import Interactions
 from circuitspex.algebra.masks import all_kept, enumerate_masks
+from circuitspex.algebra.term import Measured, Term
 from circuitspex.algebra.transforms import Origin, moebius
 from circuitspex.circuits.circuit import Circuit
 from circuitspex.errors import ResultError
@@ -91,13 +92,18 @@ def verdicts(verification: Verification) -> dict[tuple[int, ...], str]:
     return dict(zip(verification.support, verification.verdicts, strict=True))
 
 
+def measured(term: Term) -> Measured:
+    assert term.measured is not None
+    return term.measured
+
+
 # What is measured
 
 
 def test_around_the_intact_model_estimates_of_the_truth_are_what_is_measured() -> None:
     game = PlainGame(gates(N, 0))
     found = verify_interactions(game, exactly(game), top=100, min_order=1, max_order=6)
-    assert {row.order for row in found.rows} == {1, 2, 3, 4}
+    assert {row.order for row in found.terms} == {1, 2, 3, 4}
     assert found.measured == pytest.approx(found.estimates, abs=1e-9)
     assert set(found.verdicts) == {"verified"}
     assert list(map(abs, found.estimates)) == sorted(map(abs, found.estimates), reverse=True)
@@ -137,8 +143,8 @@ def test_around_a_circuit_estimates_of_the_truth_are_what_is_measured() -> None:
     assert (found.around, found.circuit) == ("circuit", kept)
     for row in found.checked:
         expected = slow_effect(game, row.indices, circuit.mask()[0])
-        assert row.measured == pytest.approx(expected, abs=1e-9)
-        assert row.estimate == pytest.approx(expected, abs=1e-9)
+        assert measured(row).effect == pytest.approx(expected, abs=1e-9)
+        assert row.coefficient == pytest.approx(expected, abs=1e-9)
     # Both those inside the circuit and those that add units to it.
     assert {set(row.indices) <= set(kept) for row in found.checked} == {True, False}
 
@@ -147,7 +153,7 @@ def test_a_backup_outside_the_circuit_is_no_backup_there() -> None:
     either = PlainGame(lambda masks: masks[:, :2].any(1).double() + masks[:, 2].double())
     without = Circuit((0, 2), ("a", "c"), N)
     found = verify_interactions(either, exactly(either), min_order=1, around=without)
-    assert found.rows[0].measured == -1.0
+    assert measured(found.terms[0]).effect == -1.0
     assert (0,) in found.support
     around_intact = verify_interactions(either, exactly(either), min_order=1)
     assert (0,) not in around_intact.support
@@ -187,16 +193,16 @@ def test_random_contexts_estimate_fourier_coefficients_without_bias(keep_rate: f
 def test_the_error_is_over_prompts() -> None:
     effects = [-1.0, -2.0, -0.5, -1.5]
     found = verify_interactions(Prompts({(0, 1): effects}), claims({(0, 1): -1.0}))
-    (row,) = found.rows
-    assert row.prompt_values == pytest.approx(effects)
-    assert row.measured == pytest.approx(np.mean(effects))
-    assert row.std_error == pytest.approx(np.std(effects, ddof=1) / 2)
+    (row,) = found.terms
+    assert measured(row).prompt_values == pytest.approx(effects)
+    assert row.effect == measured(row).effect == pytest.approx(np.mean(effects))
+    assert measured(row).std_error == pytest.approx(np.std(effects, ddof=1) / 2)
     from scipy.stats import ttest_1samp
 
     test: Any = ttest_1samp(effects, 0.0)
     interval = test.confidence_interval(0.95)
-    assert row.p_value == pytest.approx(test.pvalue)
-    assert row.interval == pytest.approx((interval.low, interval.high))
+    assert measured(row).p_value == pytest.approx(test.pvalue)
+    assert measured(row).interval == pytest.approx((interval.low, interval.high))
 
 
 def test_the_error_in_contexts_covers_the_draw_of_prompts_too() -> None:
@@ -214,9 +220,9 @@ def test_the_error_in_contexts_covers_the_draw_of_prompts_too() -> None:
         truth = -1 + 0.2 * 1.0
         (row, *_) = verify_interactions(
             game, claims({(0, 1): truth}), around="contexts", n_contexts=10, seed=seed
-        ).rows
-        assert row.interval is not None
-        covered.append(row.interval[0] <= truth <= row.interval[1])
+        ).terms
+        low, high = measured(row).interval or (np.nan, np.nan)
+        covered.append(low <= truth <= high)
     assert 0.92 <= np.mean(covered) <= 0.99
 
 
@@ -247,7 +253,7 @@ def test_the_largest_that_are_small_enough_are_checked_and_the_rest_is_listed() 
         Prompts({t: [c, c] for t, c in terms.items()}), claims(terms), top=2
     )
     assert found.support == ((0, 1, 2, 3, 4), (2, 3), (0, 1), (1, 2))
-    assert [row.measured is None for row in found.rows] == [True, False, False, True]
+    assert [row.measured is None for row in found.terms] == [True, False, False, True]
     assert found.counts == {"verified": 2, "refuted": 0, "undecided": 0, "not checked": 2}
     assert [row.indices for row in found.checked] == [(2, 3), (0, 1)]
 
@@ -269,7 +275,7 @@ def test_nothing_is_evaluated_where_nothing_is_to_be_checked(options: dict[str, 
     game = Prompts({(0, 1): [1.0, 1.0]})
     found = verify_interactions(game, claims({(0, 1): 1.0}), **options)
     assert found.n_evaluations == game.n_evaluations == 0
-    assert found.checked == []
+    assert found.checked == ()
     assert "nothing was measured" in str(found)
 
 
@@ -437,7 +443,7 @@ def test_it_reads_well(verification: Verification) -> None:
     )
     lines = str(verification).splitlines()
     assert lines[1].split() == ["units", "estimate", "measured", "verdict"]
-    assert lines[2] == "L0H0 + L0H1           -2.000  -2.000 ± 0.058  verified"
+    assert lines[2] == "L0H0 + L0H1           −2.000  −2.000 ± 0.058  verified"
     assert len(lines) == 2 + 3
 
 
@@ -447,12 +453,16 @@ def test_the_table_holds_every_listed_interaction(verification: Verification) ->
     assert table["units"].tolist() == named
     assert table["verdict"].tolist() == list(verification.verdicts)
     assert table["measured"].isna().tolist() == [False, False, False, True]
-    assert (table["low"] <= table["measured"]).tolist()[:3] == [True] * 3
+    assert (table["measured_low"] <= table["measured"]).tolist()[:3] == [True] * 3
+    assert table["coefficient"].tolist() == list(verification.estimates)
+    assert table["measured"].tolist()[:3] == list(verification.measured)[:3]
+    assert table["measured_p_value"].tolist()[:3] == list(verification.p_values)[:3]
+    assert set(table["origin"]) == {"intact"}
 
 
 def test_no_interactions_make_an_empty_list(tmp_path: Path) -> None:
     found = verify_interactions(PlainGame(gates(N, 0)), claims({(): 1.0, (2,): 3.0}))
-    assert found.rows == []
+    assert found.terms == ()
     assert "no interactions" in repr(found)
     found.save(tmp_path / "verified.json")
     assert Verification.load(tmp_path / "verified.json") == found
