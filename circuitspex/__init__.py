@@ -15,6 +15,7 @@ from circuitspex import tasks
 from circuitspex.tasks import Task, metrics
 
 # what can be decoded
+from circuitspex import lenses
 from circuitspex._shared import GRADIENT_COST, DifferentiableSetFunction, Interaction
 from circuitspex._shared import SampledSetFunction, SetFunction
 
@@ -70,6 +71,7 @@ __all__ = [
     "games",
     "heads",
     "indices",
+    "lenses",
     "load",
     "masks",
     "mean",

@@ -31,6 +31,10 @@ class ModelError(CircuitSpexError, ValueError):
     """A model cannot be loaded from what was named, or its file is damaged."""
 
 
+class LensError(CircuitSpexError, ValueError):
+    """What a lens looks through is no function of its units, or returns something else."""
+
+
 class DecoderError(CircuitSpexError, ValueError):
     """A decoder was asked for something that its method does not offer."""
 
