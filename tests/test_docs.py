@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_architecture import ORDER, imports
+from test_architecture import ORDER
 from test_examples import check_command, commands
 
 import circuitspex as cs
@@ -96,13 +96,14 @@ SCRIPTS = sorted([*BENCHMARKS.rglob("*.py"), *(ROOT / "notebooks").rglob("*.py")
 def missing_imports(source: str) -> list[str]:
     """Name what a script takes from the package and the package does not have."""
     missing = []
-    for module, name in imports(source):
-        if module.split(".")[0] == "circuitspex":
-            try:
-                if name and not hasattr(importlib.import_module(module), name):
-                    importlib.import_module(f"{module}.{name}")
-            except ModuleNotFoundError:
-                missing.append(f"{module}.{name}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "circuitspex":
+            for name in (alias.name for alias in node.names):
+                try:
+                    if not hasattr(importlib.import_module(node.module or ""), name):
+                        importlib.import_module(f"{node.module}.{name}")
+                except ModuleNotFoundError:
+                    missing.append(f"{node.module}.{name}")
     return missing
 
 
@@ -117,13 +118,17 @@ def test_a_missing_import_is_seen() -> None:
     assert missing_imports(source + "from circuitspex.algebra import masks") == wanted
 
 
-def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_example_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = PYTHON.findall(README)
     assert len(blocks) == 1
     exec(compile(blocks[0], "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "L0H3 + L1H" in printed
     assert "faithfulness" in printed
+    assert "L0H3" in (tmp_path / "induction.html").read_text()
 
 
 ROOM = re.compile(r"^\| \[`(\w+)/`\]\(circuitspex/\1/__init__\.py\) \| (.+) \|$", re.MULTILINE)
