@@ -1,7 +1,8 @@
-"""Planted games with their exact truth, for tests, benchmarks and people who write decoders.
+"""A name and a number of units in, a planted game and its exact truth out.
 
-A game is a set function that knows its truth: ``truth(masks)`` are the values without noise,
-``interactions()`` the coefficients that a perfect decoder would find.
+For tests, benchmarks and people who write decoders: a game is a set function that knows its truth.
+``truth(masks)`` are the values without noise, ``interactions()`` the coefficients that a perfect
+decoder would find.
 """
 
 from collections.abc import Callable

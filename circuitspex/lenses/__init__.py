@@ -1,4 +1,4 @@
-"""Set functions of other things than components in, set functions with labelled units out.
+"""What is no component of a model in, a set function with labelled units out.
 
 What a lens gives can be decoded, verified and searched for circuits like a model's components, and
 results carry its labels.
