@@ -16,6 +16,7 @@ from circuitspex.decoders.measuring import (
     Meter,
     Reader,
     errors_over_prompts,
+    explained_share,
     is_count,
     transform_all,
     unit_labels,
@@ -217,7 +218,4 @@ class CoarseToFineDecoder(Decoder):
         masks = bernoulli_masks(n_masks, meter.n_units, self.keep_rate, search.rng)
         values = meter.values(masks)
         predicted = evaluate(masks, terms, torch.from_numpy(effects), place).numpy()
-        spread = np.square(values - values.mean()).mean()
-        if spread <= 1e-20 * np.square(values).max():
-            return None, n_masks
-        return float(1 - np.square(values - predicted).mean() / spread), n_masks
+        return explained_share(values, predicted), n_masks

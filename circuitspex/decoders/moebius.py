@@ -17,7 +17,14 @@ from circuitspex.algebra import (
     moebius,
 )
 from circuitspex.decoders.codes import Adaptive, Residuals, decode_bins
-from circuitspex.decoders.measuring import Decoder, Meter, Reader, errors_over_prompts, unit_labels
+from circuitspex.decoders.measuring import (
+    Decoder,
+    Meter,
+    Reader,
+    errors_over_prompts,
+    explained_share,
+    unit_labels,
+)
 from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError
 
@@ -216,11 +223,7 @@ class MoebiusDecoder(Decoder):
         values = reader.read(masks.numpy()).mean(axis=1)
         coefficients = torch.from_numpy(decoded.coefficients)
         place = Coordinates("moebius", self.origin)
-        predicted = evaluate(masks, decoded.terms, coefficients, place).numpy()
-        spread = np.square(values - values.mean()).mean()
-        if spread <= 1e-20 * np.square(values).max():
-            return None
-        return float(1 - np.square(values - predicted).mean() / spread)
+        return explained_share(values, evaluate(masks, decoded.terms, coefficients, place).numpy())
 
     def _assemble(
         self, meter: Meter, labels: tuple[str, ...], decoded: Decoded, r2: float | None

@@ -554,6 +554,34 @@ def test_the_family_is_the_range_of_orders_and_never_the_constant():
     assert all(ranked.units for ranked in result.significant(0.99, min_order=0))
 
 
+def test_the_largest_order_bounds_the_family_from_above():
+    """2.3 (p of 0.021) passes at 0.1 / 3, among single units, and not at 0.1 / 7, among all."""
+    scores = [9.0, 2.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    result = with_estimates(scores, [1.0] * 8, n_units=3)
+    assert result.significant(0.1) == []
+    assert [ranked.units for ranked in result.significant(0.1, max_order=1)] == [("L0H0",)]
+    pair = with_estimates([9.0, 0.0, 0.0, 0.0, 9.0], [1.0] * 5, n_units=3)
+    assert pair.significant(0.1, max_order=1) == []
+    assert [ranked.units for ranked in pair.significant(0.1, max_order=2)] == [("L0H0", "L0H1")]
+
+
+@pytest.mark.parametrize(("r2", "n_listed"), [(-0.1, 0), (0.0, 0), (1e-9, 1), (None, 1)])
+def test_nothing_stands_out_where_nothing_is_predicted(r2, n_listed):
+    result = with_estimates([0.0, 5.0], [1.0, 1.0], held_out_r2=r2)
+    assert len(result.significant()) == n_listed
+
+
+def test_variances_that_rounding_makes_negative_are_zero():
+    """The covariance is not positive: F(∅) and F(0) are equal, but for their last bits."""
+    covariance = torch.tensor([[1.0, 1.0 + 1e-9], [1.0 + 1e-9, 1.0]], dtype=torch.float64)
+    carried = make(((), (0,)), 2, covariance=covariance, keep_rate=0.5).to("moebius", "ablated")
+    assert carried.std_errors is not None
+    assert_near(carried.std_errors, torch.tensor([0.0, 2.0], dtype=torch.float64))
+    given = make(((), (0,)), 2, covariance=torch.diag(torch.tensor([1.0, -1e-12])))
+    assert given.std_errors is not None
+    assert given.std_errors.tolist() == [1.0, 0.0]
+
+
 def test_ranked_terms_carry_coefficients_that_predict_and_their_intervals():
     result = with_estimates([0.0, 5.0], [0.5, 0.5], coefficients=torch.tensor([1.0, 3.0]))
     (ranked,) = result.significant()

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from circuitspex import decoders
+from circuitspex.decoders.around_intact.contexts import Contexts
+from circuitspex.decoders.measuring import Meter
 from circuitspex.errors import BudgetError, DecoderError
 from circuitspex.games import PromptsGame
 
@@ -237,3 +239,35 @@ def test_a_search_among_some_units_keeps_the_others():
     found = decoder.decode(game, budget=900, seed=0)
     assert verified(found) == pytest.approx({(1, 2): 1.0}, abs=1e-9)
     assert found.n_units == 600
+
+
+# ---- prompts, in whatever order they are drawn ----
+
+
+class AdditivePrompts(PromptsGame):
+    """Single units alone, other ones on every prompt: no derivative ever changes."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        pairs = [place for place, term in enumerate(self.support) if len(term) > 1]
+        self.coefficients[:, pairs] = 0
+
+
+@pytest.mark.parametrize("n_drawn", [1, 3, 8])
+def test_contexts_are_compared_with_the_same_prompts_intact(n_drawn):
+    game = AdditivePrompts(12, n_prompts=8, spread=5.0)
+    contexts = Contexts(Meter(game, 10_000), n_drawn, np.random.default_rng(0))
+    changes = contexts.read(np.eye(12, dtype=bool))
+    assert np.abs(changes.gradients).max() < 1e-5
+    intact = torch.ones(1, 12, dtype=torch.bool)
+    np.testing.assert_allclose(contexts.values, game.per_prompt(intact)[0])
+    assert np.abs(contexts.gradients - contexts.gradient).max() > 1  # prompts are told apart
+
+
+def test_no_interaction_is_made_of_differences_between_prompts():
+    game = AdditivePrompts(40, n_prompts=8, spread=2.0, seed=1)
+    decoder = decoders.get("coarse_to_fine", keep_rate=0.9, prompts_per_mask=1)
+    found = decoder.decode(game, budget=1500, seed=0)
+    assert all(abs(entry["coefficient"]) < 1e-9 for entry in found.diagnostics["verified"])
+    assert found.held_out_r2 is not None
+    assert found.held_out_r2 > 0.99

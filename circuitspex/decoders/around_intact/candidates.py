@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from circuitspex._shared import Interaction
 from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood
+from circuitspex.decoders.regression import ridge
 
 _FEWEST = 16  # verified terms of an order from which its estimates' errors are judged
 _STRONG = 8  # one in so many verified terms is as strong as what is sought
@@ -107,7 +108,7 @@ class _Errors:
         self._n_known = len(units)
         self._usual = np.log(np.mean([inside[t] for t in verified]) or 1.0) if inside else 0.0
         means = self._means(verified)
-        self._slopes = np.linalg.lstsq(means, truth)[0]
+        self._slopes = np.linalg.lstsq(means, truth)[0]  # 0 for counts that no verified term has
         floor = _FLOOR * np.sqrt(np.square(truth).mean()) + np.finfo(float).tiny
         self._weights = self._fit(verified, np.log(np.abs(truth - means @ self._slopes) + floor))
         self._strong = np.sort(np.abs(truth))[-max(1, len(truth) // _STRONG)]
@@ -126,8 +127,7 @@ class _Errors:
         features = self._features(terms)
         beside = [_OF_UNSEEN, _OF_PARTS] if self._inside else []
         guess, firmness = np.array([*[_OF_UNITS] * self._n_known, *beside, (0.0, 1e-6)]).T
-        rest = features.T @ (targets - features @ guess)
-        return guess + np.linalg.solve(features.T @ features + np.diag(firmness), rest)
+        return guess + ridge(features, targets - features @ guess, firmness)
 
     def _means(self, terms: Sequence[Interaction]) -> Float[np.ndarray, "terms counts"]:
         """Return every term's mean estimate, in the column of how many estimates it has."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitspex._shared import Interaction
+from circuitspex._shared import Interaction, SampledDifferentiableSetFunction
 from circuitspex.decoders.around_intact.blocks import BlockTests, as_blocks, test_blocks
 from circuitspex.decoders.around_intact.contexts import Contexts
 from circuitspex.decoders.around_intact.expansion import Expansion
@@ -37,7 +37,8 @@ class Search:
             rng: Source of every draw.
         """
         self.meter, self.n_drawn, self.max_order, self.rng = meter, n_drawn, max_order, rng
-        self.contexts = Contexts(meter, n_drawn, rng)
+        sampled = isinstance(meter.set_function, SampledDifferentiableSetFunction)
+        self.contexts = Contexts(meter, n_drawn if sampled else None, rng)
         self.expansion = Expansion(self.contexts, Reader(meter, "all", "intact", rng))
         self.expansion.measure([()], meter.budget)
         scale = np.abs(self.contexts.values).max() + np.abs(self.contexts.gradient).max()

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from circuitspex._shared import GRADIENT_COST, Interaction
+from circuitspex._shared import Interaction
 from circuitspex.algebra import alternating_sum, membership, subsets
 from circuitspex.decoders.around_intact.candidates import rank
+from circuitspex.decoders.around_intact.contexts import Contexts, affordable_parts
 from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood
 from circuitspex.decoders.measuring import Meter
 
@@ -60,15 +61,15 @@ def explore(
     found = Neighbourhood(meter.n_units)
     if n_evaluations == 0:
         return found
-    gradients = _Gradients(meter, found, n_drawn, rng)
+    contexts = Contexts(meter, n_drawn, rng, precision=np.float64, note=found.note)
+    found.contexts = contexts.changes
     verifier = _Verifier(meter, found)
-    cost = GRADIENT_COST * (meter.n_prompts if n_drawn is None else n_drawn)
     for _ in range(_MAX_ROUNDS):
         left = limit - meter.n_evaluations
         n_contexts = len(found.contexts)
         for order, share in enumerate(order_shares, start=2):
-            n_new = _count_contexts(meter.n_units, order - 1, int(share * left) // cost)
-            _take_contexts(gradients, found, order - 1, n_new)
+            n_new = _count_contexts(meter.n_units, order - 1, int(share * left) // contexts.cost)
+            _take_contexts(contexts, found, order - 1, n_new)
         left = limit - meter.n_evaluations
         for order, share in enumerate(order_shares, start=2):
             for part in _PARTS:
@@ -82,54 +83,25 @@ def explore(
     return found
 
 
-class _Gradients:
-    """Gradients at contexts, as differences from the intact model's on the same prompts."""
-
-    def __init__(
-        self, meter: Meter, found: Neighbourhood, n_drawn: int | None, rng: np.random.Generator
-    ) -> None:
-        self._meter, self._found, self._n_drawn, self._rng = meter, found, n_drawn, rng
-        every = None if n_drawn is None else meter.n_prompts
-        intact = np.ones((1, meter.n_units), dtype=bool)
-        _, gradients, prompts = self._measure(intact, every)
-        self.intact = dict(zip(prompts[0].tolist(), gradients[0], strict=True))
-
-    def take(self, contexts: Sequence[Interaction]) -> None:
-        masks = ~membership(contexts, self._found.n_units)
-        _, gradients, prompts = self._measure(masks, self._n_drawn)
-        for context, gradient, drawn in zip(contexts, gradients, prompts, strict=True):
-            before = np.array([self.intact[prompt] for prompt in drawn.tolist()])
-            self._found.contexts[context] = (gradient - before).mean(axis=0)
-
-    def _measure(self, masks: np.ndarray, n_drawn: int | None) -> tuple[np.ndarray, ...]:
-        measured = self._meter.gradients(torch.from_numpy(masks), n_drawn, self._rng)
-        for mask, values, gradients, prompts in zip(masks, *measured, strict=True):
-            for value, gradient, prompt in zip(values, gradients, prompts, strict=True):
-                self._found.add(mask, float(value), int(prompt))
-                self._found.gradient_masks.append(mask)
-                self._found.gradients.append(gradient)
-        return measured
-
-
 def _count_contexts(n_units: int, size: int, n_affordable: int) -> int:
     """Return how many contexts of a size to take: all of them where half the evaluations do."""
     every = comb(n_units, size)
     return every if 2 * every <= n_affordable else int(_CONTEXT_SHARE * n_affordable)
 
 
-def _take_contexts(gradients: _Gradients, found: Neighbourhood, size: int, n_new: int) -> None:
+def _take_contexts(contexts: Contexts, found: Neighbourhood, size: int, n_new: int) -> None:
     """Take gradients at the contexts of a size that promise most."""
     limit = len(found.contexts) + n_new
     while len(found.contexts) < limit:
         n_next = limit - len(found.contexts)
         n_next = min(n_next, _AT_ONCE if found.contexts else _FIRST)
-        chosen = _next_contexts(gradients, found, size)[:n_next]
+        chosen = _next_contexts(contexts, found, size)[:n_next]
         if not chosen:
             break
-        gradients.take(chosen)
+        contexts.take(chosen)
 
 
-def _next_contexts(gradients: _Gradients, found: Neighbourhood, size: int) -> list[Interaction]:
+def _next_contexts(contexts: Contexts, found: Neighbourhood, size: int) -> list[Interaction]:
     """Return untaken contexts, those first whose own interactions seem strongest.
 
     An interaction of the context and one more unit has shown already if that unit, with all but one
@@ -142,7 +114,7 @@ def _next_contexts(gradients: _Gradients, found: Neighbourhood, size: int) -> li
             for rest in combinations(context, size - 1):
                 mass[rest] += squares
     if size == 1:
-        alone = np.mean([gradient**2 for gradient in gradients.intact.values()], axis=0)
+        alone = np.square(contexts.gradients).mean(axis=0)
         order = np.argsort(-(mass[()] if mass else alone), kind="stable")
         return [(unit,) for unit in order.tolist() if (unit,) not in found.contexts]
     smaller = [context for context in found.contexts if len(context) == size - 1]
@@ -169,17 +141,9 @@ class _Verifier:
 
     def verify(self, candidates: Iterable[Interaction], n_evaluations: int) -> None:
         self._read_gradients()
-        affordable = n_evaluations // self._meter.n_prompts
-        terms: list[Interaction] = []
-        needed: dict[Interaction, None] = {}
-        for term in candidates:
-            new = [part for part in subsets(term) if part not in self._found.known]
-            new = [part for part in new if part not in needed]
-            if len(needed) + len(new) > affordable:
-                break
-            needed.update(dict.fromkeys(new))
-            terms.append(term)
-        self._evaluate(list(needed))
+        n_most = n_evaluations // self._meter.n_prompts
+        terms, needed = affordable_parts(candidates, self._found.known, n_most)
+        self._evaluate(needed)
         for term in terms:
             parts = subsets(term)
             values = [self._found.known[part] for part in parts]

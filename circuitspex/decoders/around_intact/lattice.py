@@ -16,22 +16,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from circuitspex._shared import Interaction
-from circuitspex.algebra import alternating_sum, membership, subsets
-from circuitspex.decoders.around_intact.contexts import Contexts
+from circuitspex.decoders.around_intact.contexts import Contexts, affordable_parts, beyond_parts
 
 
 class Lattice:
     """Contexts of terms, and what they say about terms that are one unit larger."""
 
     def __init__(self, contexts: Contexts, tolerance: float) -> None:
-        """Start with no context.
+        """Start with what contexts have been read.
 
         Args:
             contexts: Reads them.
             tolerance: Change of a derivative that is rounding.
         """
         self.contexts, self.tolerance = contexts, tolerance
-        self.changes: dict[Interaction, Float[np.ndarray, " units"]] = {}
 
     def read(self, terms: Iterable[Interaction], limit: int) -> None:
         """Read the contexts of terms and of all their parts, in order, while the budget lasts.
@@ -40,15 +38,10 @@ class Lattice:
             terms: Terms to ablate, most wanted first.
             limit: Evaluations after which no more are spent.
         """
-        left, fresh = self.contexts.affordable(limit), {}
-        for term in terms:
-            missing = [p for p in subsets(term)[1:] if p not in self.changes and p not in fresh]
-            if len(fresh) + len(missing) > left:
-                break
-            fresh |= dict.fromkeys(missing)
+        known = {(), *self.contexts.changes}
+        _, fresh = affordable_parts(terms, known, self.contexts.affordable(limit))
         if fresh:
-            sets = membership(fresh, self.contexts.meter.n_units)
-            self.changes |= zip(fresh, self.contexts.read(sets).gradients, strict=True)
+            self.contexts.take(fresh)
 
     def extensions(
         self, order: int, trust: Float[np.ndarray, " units"], n_wanted: int
@@ -63,13 +56,14 @@ class Lattice:
         Returns:
             The terms, most promising first.
         """
-        bases = [term for term in self.changes if len(term) == order - 1]
+        changes = self.contexts.changes
+        bases = [term for term in changes if len(term) == order - 1]
         if not bases:
             return []
-        pure = np.stack([self._pure(base) for base in bases])
-        units = [term[0] for term in self.changes if len(term) == 1]
+        pure = np.stack([beyond_parts(changes, base) for base in bases])
+        units = [term[0] for term in changes if len(term) == 1]
         influence = np.zeros(pure.shape[1], dtype=np.float32)
-        influence[units] = [np.linalg.norm(self._pure((unit,))) for unit in units]
+        influence[units] = [np.linalg.norm(beyond_parts(changes, (unit,))) for unit in units]
         product = np.linalg.norm(pure, axis=1)[:, None] * influence
         for row, base in enumerate(bases):
             product[row, list(base)] = 0
@@ -79,13 +73,6 @@ class Lattice:
             _largest(product, bases, n_wanted, self.tolerance**2),
         ]
         return take_turns(rankings)
-
-    def _pure(self, base: Interaction) -> Float[np.ndarray, " units"]:
-        """Return what ablating all of the base changes beyond its parts, for all other units."""
-        parts = subsets(base)[1:]
-        pure = alternating_sum(parts, [self.changes[part] for part in parts])
-        pure[list(base)] = 0
-        return pure
 
 
 def take_turns(rankings: Sequence[Iterable]) -> list:

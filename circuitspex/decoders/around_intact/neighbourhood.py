@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from circuitspex._shared import Interaction
-from circuitspex.algebra import alternating_sum, subsets
+from circuitspex.decoders.around_intact.contexts import beyond_parts
 
 
 @dataclass
@@ -50,12 +50,29 @@ class Neighbourhood:
         self.values.append(value)
         self.prompts.append(prompt)
 
+    def note(
+        self,
+        masks: Bool[np.ndarray, "masks units"],
+        values: Float[np.ndarray, "masks drawn"],
+        gradients: Float[np.ndarray, "masks drawn units"],
+        prompts: Int[np.ndarray, "masks drawn"],
+    ) -> None:
+        """Remember evaluations with their gradients."""
+        drawn = values.shape[1]
+        for mask, value, gradient, prompt in zip(
+            masks.repeat(drawn, axis=0),
+            values.reshape(-1).tolist(),
+            gradients.reshape(-1, self.n_units),
+            prompts.reshape(-1).tolist(),
+            strict=True,
+        ):
+            self.add(mask, value, prompt)
+            self.gradient_masks.append(mask)
+            self.gradients.append(gradient)
+
     def estimates(self, context: Interaction) -> Float[np.ndarray, " units"]:
         """Return the estimate of θ(context ∪ k) for every k; 0 for members of the context."""
-        parts = subsets(context)[1:]  # the gradient of the empty context changes by nothing
-        total = -alternating_sum(parts, [self.contexts[part] for part in parts])
-        total[list(context)] = 0
-        return total
+        return -beyond_parts(self.contexts, context)
 
 
 def describe_measured(

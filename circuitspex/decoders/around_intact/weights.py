@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from circuitspex._shared import Interaction
 from circuitspex.decoders.around_intact.expansion import Expansion
+from circuitspex.decoders.regression import ridge
 from circuitspex.designs import bernoulli_masks
 
 _PRIOR_SD = 0.5  # of a weight, about 1
@@ -79,7 +80,6 @@ def _weigh(values: Float[np.ndarray, " masks"], parts: Float[np.ndarray, "masks 
     missed = values - parts.sum(axis=1)
     variance = max(float(missed.var()), np.finfo(float).tiny)
     columns = parts - parts.mean(axis=0)
-    gram = columns.T @ columns + variance / _PRIOR_SD**2 * np.eye(3)
-    beyond = np.linalg.solve(gram, columns.T @ (missed - missed.mean()))
+    beyond = ridge(columns, missed - missed.mean(), np.full(3, variance / _PRIOR_SD**2))
     shift = missed.mean() - parts.mean(axis=0) @ beyond
     return Weights(float(shift), *(1 + beyond).tolist())

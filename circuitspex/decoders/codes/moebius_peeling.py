@@ -19,7 +19,7 @@ from circuitspex.algebra import inverse_moebius, membership
 from circuitspex.decoders.codes.aliasing import Aliasing, as_terms, bit_counts
 from circuitspex.decoders.codes.group_tests import definite_sets, likeliest_sets, smallest_sets
 from circuitspex.decoders.measuring import rounding_of
-from circuitspex.decoders.regression import solve_gram
+from circuitspex.decoders.regression import solve_gram, without_weaker_half
 from circuitspex.designs import aliased_masks
 
 _ROUNDS = 200
@@ -27,7 +27,6 @@ _NOISY_ROUNDS = 40
 _TRIES = 3  # how often a term may come and be dropped again
 _STEPS = 3  # of sparse Bayesian learning in one round
 _SPREAD = 4.0  # standard deviations by which a bin's squares may exceed those of noise
-_SURVIVES = 4.0  # standard errors that a term found under noise must be from zero
 
 
 Bins = list[tuple[np.ndarray, np.ndarray]]
@@ -207,14 +206,10 @@ def _reread(samples: Samples, fit: Fit, max_order: int, bins: Bins) -> list[Inte
 def _prune(samples: Samples, fit: Fit, sigma: float) -> Fit:
     """Return a fit of the terms that are significantly there, dropping the weaker half first."""
     while True:
-        errors = sigma * np.sqrt(np.diag(fit.inverse).clip(min=0)) + np.finfo(float).tiny
-        scores = np.abs(fit.coefficients) / errors
-        scores[[term == () for term in fit.terms]] = np.inf
-        weak = np.flatnonzero(scores < _SURVIVES)
-        if not len(weak):
+        kept = without_weaker_half(fit.terms, fit.coefficients, fit.inverse, sigma)
+        if len(kept) == len(fit.terms):
             return fit
-        dropped = set(weak[np.argsort(scores[weak])[: -(-len(weak) // 2)]].tolist())
-        fit = samples.fit([term for i, term in enumerate(fit.terms) if i not in dropped])
+        fit = samples.fit(kept)
 
 
 def _candidates(samples: Samples, max_order: int, bins: Bins) -> dict[Interaction, float]:

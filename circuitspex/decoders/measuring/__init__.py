@@ -2,7 +2,7 @@
 
 from circuitspex.decoders.measuring.decoder import Decoder, unit_labels
 from circuitspex.decoders.measuring.exhaustive import errors_over_prompts, transform_all
-from circuitspex.decoders.measuring.reading import Reader, rounding_of
+from circuitspex.decoders.measuring.reading import Reader, explained_share, rounding_of
 from circuitspex.decoders.measuring.rounds import (
     MIN_MASKS,
     describe_designs,

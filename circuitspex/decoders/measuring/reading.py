@@ -24,6 +24,16 @@ def rounding_of(values: Float[np.ndarray, "..."]) -> float:
         return 1e-6 if (values == values.astype(np.float32)).all() else 1e-12
 
 
+def explained_share(
+    values: Float[np.ndarray, " masks"], predicted: Float[np.ndarray, " masks"]
+) -> float | None:
+    """Return the R² of predictions of values that no fit has seen; None where they do not vary."""
+    spread = np.square(values - values.mean()).mean()
+    if spread <= 1e-20 * np.square(values).max():
+        return None
+    return float(1 - np.square(values - predicted).mean() / spread)
+
+
 class Reader:
     """Reads keep-masks, and knows what one of them costs."""
 

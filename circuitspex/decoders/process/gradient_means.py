@@ -7,12 +7,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.linalg import cho_factor, cho_solve
 
 from circuitspex._shared import Interaction
 from circuitspex.algebra import Coordinates, convert, evaluate
 from circuitspex.decoders.around_intact import Neighbourhood
-from circuitspex.decoders.process.process import characters_of_units
+from circuitspex.decoders.process.process import characters_of_units, inverse_of
 from circuitspex.decoders.regression import characters
 
 _RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -134,8 +133,7 @@ def _regress(
     """Return the dual of a kernel ridge regression, its penalty chosen by leaving rows out."""
     best, found = np.inf, values
     for ridge in _RIDGES:
-        factor = cho_factor(kernel + ridge * np.eye(len(kernel)), lower=True)
-        inverse = cho_solve(factor, np.eye(len(kernel)))
+        inverse = inverse_of(kernel + ridge * np.eye(len(kernel)))
         dual = inverse @ values
         error = np.square(dual / np.diag(inverse)[:, None]).sum()
         if error < best:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.linalg import cho_factor, cho_solve
 
-Interaction = tuple[int, ...]
+from circuitspex._shared import Interaction
 
 MAX_ORDER = 3
 """Largest order that the prior holds."""
@@ -111,6 +111,11 @@ def characters_of_units(
     return (masks - keep_rate) / np.sqrt(keep_rate * (1 - keep_rate))
 
 
+def inverse_of(kernel: Float[np.ndarray, "rows rows"]) -> Float[np.ndarray, "rows rows"]:
+    """Return the inverse of a covariance of values with noise: what leaving rows out reads off."""
+    return cho_solve(cho_factor(kernel, lower=True), np.eye(len(kernel)))
+
+
 def symmetric_polynomials(
     left: Float[np.ndarray, "rows units"],
     right: Float[np.ndarray, "others units"],
@@ -178,7 +183,7 @@ class Process:
             shape = self._symmetric[0] + _SLOPES_ORDER_2 * self._symmetric[1]
             total += self.prior.slopes * self.scale * shape * (self._same - 1 / self.rows.n_prompts)
         total[np.diag_indices_from(total)] += self.prior.noise * self.scale
-        return cho_solve(cho_factor(total, lower=True), np.eye(len(total)))
+        return inverse_of(total)
 
     @cached_property
     def dual(self) -> Float[np.ndarray, " rows"]:

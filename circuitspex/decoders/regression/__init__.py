@@ -3,10 +3,12 @@
 from circuitspex.decoders.regression.crossfit import held_out_r2, r2_std_error
 from circuitspex.decoders.regression.least_squares import (
     characters,
+    ridge,
     scores,
     solve,
     solve_gram,
     strongest_units,
+    without_weaker_half,
 )
 from circuitspex.decoders.regression.row_fit import RowFit, Rows, fit_rows
 from circuitspex.decoders.regression.selection import Candidates, combine

@@ -18,6 +18,7 @@ from circuitspex._shared import Interaction
 _TINY = 1e-9  # relative penalty that only breaks ties
 _MAX_NUISANCE = 512  # units beside which prompt effects are estimated
 _MAX_LEVERAGE = 0.99  # beyond, a row has its residual blown up no further
+_SIGNIFICANT = 4.0  # standard errors that a term fitted to noisy values must be from zero
 _BLOCK = 4096  # units whose float columns are in memory at once
 
 
@@ -116,6 +117,52 @@ def solve_gram(
     kept = eigenvalues > 1e-11 * eigenvalues[-1]
     inverse = vectors[:, kept] / eigenvalues[kept]
     return (inverse @ (vectors[:, kept].T @ right)) * scale.reshape(shape)
+
+
+def ridge(
+    columns: Float[np.ndarray, "rows coefficients"],
+    targets: Float[np.ndarray, " rows"],
+    penalties: Float[np.ndarray, " coefficients"],
+) -> Float[np.ndarray, " coefficients"]:
+    """Solve a ridge regression all of whose columns are penalised.
+
+    Penalties keep the system regular, so it is solved as it is; :func:`solve_gram` first makes
+    columns of very different lengths comparable and then asks which of them there are.
+
+    Args:
+        columns: What is regressed on.
+        targets: What is regressed.
+        penalties: One per column, all positive.
+
+    Returns:
+        One coefficient per column.
+    """
+    return np.linalg.solve(columns.T @ columns + np.diag(penalties), columns.T @ targets)
+
+
+def without_weaker_half(
+    terms: Sequence[Interaction],
+    coefficients: Float[np.ndarray, " coefficients"],
+    inverse: Float[np.ndarray, "coefficients coefficients"],
+    noise: float,
+) -> list[Interaction]:
+    """Return terms without the weaker half of those that noise could have made.
+
+    Args:
+        terms: The terms of a fit; the constant always stays.
+        coefficients: Theirs.
+        inverse: Inverse of the Gram matrix.
+        noise: Standard deviation of one value.
+
+    Returns:
+        The terms that are left; all of them where each is significant.
+    """
+    errors = noise * np.sqrt(np.diag(inverse).clip(min=0)) + np.finfo(float).tiny
+    sizes = np.abs(coefficients) / errors
+    sizes[[term == () for term in terms]] = np.inf
+    weak = np.flatnonzero(sizes < _SIGNIFICANT)
+    dropped = set(weak[np.argsort(sizes[weak])[: -(-len(weak) // 2)]].tolist())
+    return [term for index, term in enumerate(terms) if index not in dropped]
 
 
 def prompt_offsets(

@@ -9,9 +9,7 @@ from jaxtyping import Bool, Float
 
 from circuitspex._shared import Interaction
 from circuitspex.algebra import Coordinates, basis_functions
-from circuitspex.decoders.regression.least_squares import solve_gram
-
-_SIGNIFICANT = 4.0  # standard errors that a fitted term must be from zero
+from circuitspex.decoders.regression.least_squares import solve_gram, without_weaker_half
 
 
 class Rows(NamedTuple):
@@ -53,14 +51,10 @@ def fit_rows(rows: Rows, terms: list[Interaction], noise: float) -> RowFit:
         weighted = columns * rows.counts[:, None]
         inverse = solve_gram(columns.T @ weighted, np.eye(len(terms)))
         coefficients = inverse @ (weighted.T @ rows.values)
-        errors = noise * np.sqrt(np.diag(inverse).clip(min=0)) + np.finfo(float).tiny
-        scores = np.abs(coefficients) / errors
-        scores[0] = np.inf
-        weak = np.flatnonzero(scores < _SIGNIFICANT)
-        if not len(weak):
+        kept = without_weaker_half(terms, coefficients, inverse, noise)
+        if len(kept) == len(terms):
             break
-        dropped = set(weak[np.argsort(scores[weak])[: -(-len(weak) // 2)]].tolist())
-        terms = [term for index, term in enumerate(terms) if index not in dropped]
+        terms = kept
     squares = rows.counts * np.square(rows.values - columns @ coefficients)
     variance = float(squares.sum() / max(1, len(rows.values) - len(terms)))
     return RowFit(terms, coefficients, inverse, variance)
