@@ -1,7 +1,13 @@
 """What all rooms need and no one owns: documents, files, checks, protocols, specs."""
 
 from circuitspex._shared.checks import check_gates, check_masks, did_you_mean
-from circuitspex._shared.documents import pack_matrix, read_document, unpack_matrix, write_document
+from circuitspex._shared.documents import (
+    Saved,
+    pack_matrix,
+    read_document,
+    unpack_matrix,
+    write_document,
+)
 from circuitspex._shared.files import (
     fsync_file,
     fsync_folder,

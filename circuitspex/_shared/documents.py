@@ -4,9 +4,22 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 import torch
@@ -82,6 +95,50 @@ def read_document(path: str | Path, kind: str, fields: Mapping[str, Any]) -> dic
             )
         document[name] = _with_floats(document[name], hint)
     return document
+
+
+_Record = TypeVar("_Record", bound="Saved")
+
+
+class Saved:
+    """A dataclass of numbers, text and tuples of them, which is saved as a document."""
+
+    document: ClassVar[str]
+    """What kind of document."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a JSON file, in one step: never a half-written file.
+
+        Args:
+            path: Where to; an existing file is replaced.
+        """
+        write_document(path, self.document, asdict(cast(Any, self)))
+
+    @classmethod
+    def load(cls: type[_Record], path: str | Path) -> _Record:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            An equal value.
+        """
+        hints = get_type_hints(cls)
+        types = {name: _in_json(hints[name]) for name in hints if name != "document"}
+        fields = read_document(path, cls.document, types)
+        return cls(**{name: _as_tuples(value) for name, value in fields.items()})
+
+
+def _in_json(hint: Any) -> Any:
+    """Return the type that a field is read as: there are no tuples in JSON."""
+    if get_origin(hint) in {Union, UnionType}:
+        return reduce(or_, map(_in_json, get_args(hint)))
+    return list[_in_json(get_args(hint)[0])] if get_origin(hint) is tuple else hint
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def pack_matrix(matrix: Float[Tensor, "n n"]) -> str:

@@ -1,29 +1,18 @@
 """Circuits: the units to keep, chosen by an integer program over decoded interactions."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitspex._shared import read_document, write_document
+from circuitspex._shared import Saved
 from circuitspex.algebra import keep_only
 from circuitspex.errors import ResultError
 
-_FIELDS = {
-    "indices": list[int],
-    "units": list[str],
-    "n_units": int,
-    "predicted_value": float | None,
-    "predicted_faithfulness": float | None,
-    "predicted_by": str,
-    "optimal": bool | None,
-    "gap": float | None,
-}
-
 
 @dataclass(frozen=True)
-class Circuit:
+class Circuit(Saved):
     """Units that are kept while all others are ablated, and what was predicted for them.
 
     Example:
@@ -33,6 +22,8 @@ class Circuit:
         >>> circuit.mask()
         tensor([[ True, False,  True]])
     """
+
+    document: ClassVar[str] = "circuit"
 
     indices: tuple[int, ...]
     """Kept units, sorted."""
@@ -61,28 +52,6 @@ class Circuit:
     def mask(self) -> Bool[Tensor, "1 units"]:
         """Return the keep-mask of the circuit, shape ``(1, n_units)``."""
         return keep_only([self.indices], self.n_units)
-
-    def save(self, path: str | Path) -> None:
-        """Write the circuit to a JSON file, in one step.
-
-        Args:
-            path: Where to; an existing file is replaced.
-        """
-        write_document(path, "circuit", asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Circuit":
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The circuit.
-        """
-        fields = read_document(path, "circuit", _FIELDS)
-        fields["indices"], fields["units"] = tuple(fields["indices"]), tuple(fields["units"])
-        return cls(**fields)
 
 
 def _check(circuit: Circuit) -> None:

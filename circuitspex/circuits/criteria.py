@@ -6,16 +6,15 @@ just its units.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitspex._shared import SetFunction, check_masks, read_document, write_document
+from circuitspex._shared import Saved, SetFunction, check_masks
 from circuitspex.algebra import all_ablated, all_kept, keep_only
 from circuitspex.circuits.circuit import Circuit
 from circuitspex.errors import ResultError
@@ -24,27 +23,13 @@ MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of units kept on the curves of the Mechanistic Interpretability Benchmark."""
 
 _NO_DIFFERENCE = 1e-9
-_FIELDS = {
-    "label": str,
-    "units": list[str],
-    "n_units": int,
-    "intact": float,
-    "ablated": float,
-    "circuit": float,
-    "faithfulness": float,
-    "std_error": float | None,
-    "predicted_value": float | None,
-    "predicted_faithfulness": float | None,
-    "held_out": bool,
-    "n_prompts": int | None,
-    "n_evaluations": int,
-    "notes": str,
-}
 
 
 @dataclass(frozen=True)
-class CircuitReport:
+class CircuitReport(Saved):
     """What a circuit does in the real model, beside what was predicted."""
+
+    document: ClassVar[str] = "report"
 
     units: tuple[str, ...]
     """Labels of the kept units."""
@@ -92,28 +77,6 @@ class CircuitReport:
             f"  units: {', '.join(self.units) or 'none'}",
         ]
         return "\n".join([*lines, f"  {self.notes}"] if self.notes else lines)
-
-    def save(self, path: str | Path) -> None:
-        """Write the report to a JSON file, in one step.
-
-        Args:
-            path: Where to; an existing file is replaced.
-        """
-        write_document(path, "report", asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "CircuitReport":
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The report.
-        """
-        fields = read_document(path, "report", _FIELDS)
-        fields["units"] = tuple(fields["units"])
-        return cls(**fields)
 
 
 class Incompleteness(NamedTuple):

@@ -2,12 +2,11 @@
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
-from circuitspex._shared import read_document, write_document
+from circuitspex._shared import Saved
 from circuitspex.algebra import Measured, Term, Verdict, as_text, to_dataframe
 from circuitspex.errors import ResultError
 
@@ -17,29 +16,10 @@ if TYPE_CHECKING:
 Around: TypeAlias = Literal["intact", "circuit", "contexts"]
 
 _N_SHOWN = 20
-_FIELDS = {
-    "units": list[str],
-    "around": Around,
-    "support": list[list[int]],
-    "estimates": list[float],
-    "verdicts": list[Verdict],
-    "measured": list[float | None],
-    "std_errors": list[float | None],
-    "intervals": list[list[float] | None],
-    "p_values": list[float | None],
-    "prompt_values": list[list[float] | None],
-    "n_prompts": int | None,
-    "n_evaluations": int,
-    "circuit": list[int] | None,
-    "keep_rate": float | None,
-    "n_contexts": int | None,
-    "held_out": bool,
-    "label": str,
-}
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Saved):
     """What was measured of a list of interactions, the largest estimate first.
 
     Example:
@@ -52,6 +32,8 @@ class Verification:
         >>> verification.terms[0].order, len(verification.checked)
         (2, 5)
     """
+
+    document: ClassVar[str] = "verified_interactions"
 
     units: tuple[str, ...]
     """Label of every unit there is, in mask order."""
@@ -132,27 +114,6 @@ class Verification:
         """
         return to_dataframe(self.terms)
 
-    def save(self, path: str | Path) -> None:
-        """Write the verification to a JSON file, in one step.
-
-        Args:
-            path: Where to; an existing file is replaced.
-        """
-        write_document(path, "verified_interactions", asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Verification":
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The verification.
-        """
-        fields = read_document(path, "verified_interactions", _FIELDS)
-        return cls(**{name: _as_tuples(value) for name, value in fields.items()})
-
     def __repr__(self) -> str:
         """Return one line: what was measured where, and how often it held."""
         counts = ", ".join(f"{n} {verdict}" for verdict, n in self.counts.items() if n)
@@ -219,7 +180,3 @@ def _check_columns(verification: Verification) -> None:
                 f"interaction {term} is {verdict!r} and its measured effect is {mean}; only what "
                 "was not checked has none."
             )
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
