@@ -31,6 +31,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import circuitspex as cs
+from circuitspex.ablation import Rows
 
 GRADIENT_COST = 3
 SUPPORT = 192  # tokens that CoAx compares, the likeliest of the intact model
@@ -100,15 +101,15 @@ class Lab:
         for group in self.groups:
             prompts = torch.arange(len(group))
 
-            def measure(logits: torch.Tensor, rows: slice, group: list[int] = group):
-                own = group[rows]
+            def measure(logits: torch.Tensor, rows: torch.Tensor, group: list[int] = group):
+                own = np.array(group)[rows]
                 return torch.stack([self.metric(logits[k], p) for k, p in enumerate(own)])
 
             stream = self.ablated.stream_gradients(
-                self.tokens(group), mask, prompts, torch.zeros_like(prompts), measure
+                self.tokens(group), Rows(mask, torch.zeros_like(prompts), prompts), measure
             )
-            for rows, (_, gradients) in stream:
-                found[group[rows]] = gradients.numpy()
+            for rows, _, gradients in stream:
+                found[np.array(group)[rows]] = gradients.numpy()
         return found
 
     def gradient_without(self, ablated: Iterable[int] = ()) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import circuitspex as cs
+from circuitspex.ablation import Rows
 from circuitspex.ablation.batching import Batcher
 
 
@@ -31,7 +32,7 @@ def load(name: str | None):
 def forward(ablated, tokens, masks) -> torch.Tensor:
     """Difference of two logits of every mask."""
     rows = torch.arange(len(masks))
-    parts = ablated.stream(tokens, masks, 0 * rows, rows)
+    parts = ablated.stream(tokens, Rows(masks, rows, 0 * rows))
     return torch.cat([logits[:, 3] - logits[:, 4] for _, logits in parts])
 
 
@@ -39,9 +40,9 @@ def gradient(ablated, tokens, masks) -> torch.Tensor:
     """Its derivatives by the gates."""
     rows = torch.arange(len(masks))
     parts = ablated.stream_gradients(
-        tokens, masks, 0 * rows, rows, lambda logits, _: logits[:, 3] - logits[:, 4]
+        tokens, Rows(masks, rows, 0 * rows), lambda logits, _: logits[:, 3] - logits[:, 4]
     )
-    return torch.cat([gradients for _, (_, gradients) in parts])
+    return torch.cat([gradients for _, _, gradients in parts])
 
 
 def seconds_per_row(run: Callable, ablated, tokens, masks) -> float:
@@ -103,7 +104,7 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "rounds": options.rounds,
                 "usual": usual.batch_size(tokens.shape[1]),
-                "usual_with_gradient": Batcher(model).for_gradients().size(tokens.shape[1]),
+                "usual_with_gradient": Batcher(model, gradients=True).size(tokens.shape[1]),
                 "cost_per_row_over_usual_forward": table,
             }
         )

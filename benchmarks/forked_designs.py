@@ -48,8 +48,8 @@ def check_promise(branches: dict[int, int], layers: list[int], n_layers: int) ->
     """Compare the promise with the planner that runs."""
     masks, _ = forked_masks(64, layers, 0.9, branches, np.random.default_rng(0))
     rows = torch.arange(64)
-    forest = plan(masks, torch.zeros_like(rows), rows, torch.tensor(layers), n_layers)
-    planned = 64 * n_layers / forest.row_layers(10**9)
+    shared = plan(masks, torch.zeros_like(rows), rows, torch.tensor(layers), n_layers)
+    planned = 64 * n_layers / shared.row_layers(10**9)
     if planned < promised(branches, n_layers) * 0.999:
         raise SystemExit(f"{branches}: the plan runs {planned:.3f}, less than was promised")
 

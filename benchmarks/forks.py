@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.ablation.forking import Forest, plan
+from circuitspex.ablation import Rows
+from circuitspex.ablation.forking import SharedLayers, plan
 
 AT_ONCE = 10**9
 
@@ -30,20 +31,20 @@ class Design:
     """Masks to evaluate, and the stretches of them, in sorted order, that are timed."""
 
     masks: torch.Tensor
-    forest: Forest
+    plan: SharedLayers
     stretches: list[slice]
 
     def parts(self) -> list[torch.Tensor]:
         """Masks of every stretch."""
-        return [self.masks[self.forest.masks[part]] for part in self.stretches]
+        return [self.masks[self.plan.masks[part]] for part in self.stretches]
 
     def layers(self, part: slice, batch_size: int = AT_ONCE) -> int:
         """Row-layers of a stretch that is run by itself."""
-        chosen = self.masks[self.forest.masks[part]]
-        return forest_of(chosen, self.forest.n_layers).row_layers(batch_size)
+        chosen = self.masks[self.plan.masks[part]]
+        return plan_of(chosen, self.plan.n_layers).row_layers(batch_size)
 
 
-def forest_of(masks: torch.Tensor, n_layers: int) -> Forest:
+def plan_of(masks: torch.Tensor, n_layers: int) -> SharedLayers:
     """Plan masks over all heads, one prompt."""
     rows = torch.arange(len(masks))
     layer_of_unit = torch.arange(masks.shape[1]) // (masks.shape[1] // n_layers)
@@ -52,13 +53,13 @@ def forest_of(masks: torch.Tensor, n_layers: int) -> Forest:
 
 def make_design(masks: torch.Tensor, n_layers: int, n_timed: int, rng) -> Design:
     """Time all masks, or stretches of equal length, one from every quarter of the sorted masks."""
-    forest = forest_of(masks, n_layers)
-    n = len(forest.masks)
+    planned = plan_of(masks, n_layers)
+    n = len(planned.masks)
     if n <= n_timed:
-        return Design(masks, forest, [slice(0, n)])
+        return Design(masks, planned, [slice(0, n)])
     length = n_timed // 4
     starts = [int(i * n / 4 + rng.integers(n // 4 - length + 1)) for i in range(4)]
-    return Design(masks, forest, [slice(start, start + length) for start in starts])
+    return Design(masks, planned, [slice(start, start + length) for start in starts])
 
 
 def deletions(units, order: int, n_units: int) -> torch.Tensor:
@@ -106,7 +107,7 @@ def read(ablated, tokens, masks) -> torch.Tensor:
     """Two logits per mask, in the order of the masks."""
     rows, columns = torch.arange(len(masks)), torch.tensor([3, 4])
     logits = torch.empty(len(masks), 2)
-    for part, some in ablated.stream(tokens, masks, 0 * rows, rows, columns=columns):
+    for part, some in ablated.stream(tokens, Rows(masks, rows, 0 * rows), columns=columns):
         logits[part] = some
     return logits
 
@@ -133,7 +134,7 @@ def time_design(design: Design, tokens, forked, flat) -> np.ndarray:
         theirs += beside / 2 / len(few) * len(masks)
         n_rows += len(masks)
     timed_layers = sum(design.layers(part) for part in design.stretches)
-    layers_per_row = design.forest.row_layers(AT_ONCE) / len(design.forest.masks)
+    layers_per_row = design.plan.row_layers(AT_ONCE) / len(design.plan.masks)
     whole = ours / timed_layers * layers_per_row * n_rows
     return np.stack([theirs / ours, theirs / whole])
 
@@ -189,7 +190,7 @@ def main() -> None:
         rows[name] = {
             "masks": len(design.masks),
             "timed": timed,
-            "limit": len(design.masks) * model.cfg.n_layers / design.forest.row_layers(AT_ONCE),
+            "limit": len(design.masks) * model.cfg.n_layers / design.plan.row_layers(AT_ONCE),
             "faster": wall,
             "faster_processor": processor,
             "whole": wall_whole,

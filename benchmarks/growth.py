@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import circuitspex as cs
-from circuitspex.ablation.ablated import answer_logits
+from circuitspex.ablation import answer_logits
 from circuitspex.ablation.forking import plan
 from circuitspex.evaluation.evaluation import draw_balanced
 from circuitspex.evaluation.store.memory import MemoryStore

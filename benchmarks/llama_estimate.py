@@ -51,11 +51,11 @@ def flops_of(first: int, n_masks: int, batch: int, n_tokens: int) -> tuple[float
     masks = torch.rand(n_masks, 3 * N_HEADS, generator=rng) < 0.5
     layers = first + torch.arange(3 * N_HEADS) // N_HEADS
     rows = torch.arange(n_masks)
-    forest = plan(masks, 0 * rows, rows, layers, N_LAYERS)
+    shared = plan(masks, 0 * rows, rows, layers, N_LAYERS)
     total = 0.0
-    for start in range(0, len(forest.masks), batch):
-        leaves = slice(start, min(start + batch, len(forest.masks)))
-        alive = rows_alive(forest.fork(leaves), leaves.stop - leaves.start)
+    for start in range(0, len(shared.masks), batch):
+        leaves = slice(start, min(start + batch, len(shared.masks)))
+        alive = rows_alive(shared.fork(leaves), leaves.stop - leaves.start)
         total += sum(alive) * attention
         total += (sum(alive[:-1]) + alive[-1] / n_tokens) * mlp
     return N_LAYERS * (attention + mlp), total / n_masks

@@ -19,6 +19,7 @@ from forks import load
 from torch.profiler import ProfilerActivity, profile
 
 import circuitspex as cs
+from circuitspex.ablation import Rows
 
 GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
@@ -105,7 +106,7 @@ def main() -> None:
         columns = torch.tensor([3, 4])
 
         def run() -> list:
-            return list(ablated.stream(tokens, masks, 0 * rows, rows, columns=columns))
+            return list(ablated.stream(tokens, Rows(masks, rows, 0 * rows), columns=columns))
 
         whole = ablated(tokens, masks)[:, 0, 3:5]
         for part, some in run():

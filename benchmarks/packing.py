@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import circuitspex as cs
+from circuitspex.ablation import Rows
 
 
 def run(ablated, tokens, masks, order: str) -> tuple[float, torch.Tensor]:
@@ -27,7 +28,8 @@ def run(ablated, tokens, masks, order: str) -> tuple[float, torch.Tensor]:
         which = which[which[:, 1].argsort(stable=True)]
     logits = torch.zeros(len(masks), len(tokens), 2)
     started = time.process_time()
-    stream = ablated.stream(tokens, masks, which[:, 1], which[:, 0], columns=torch.tensor([3, 4]))
+    asked = Rows(masks, which[:, 0], which[:, 1])
+    stream = ablated.stream(tokens, asked, columns=torch.tensor([3, 4]))
     for rows, some in stream:
         logits[which[rows, 0], which[rows, 1]] = some
     return time.process_time() - started, logits

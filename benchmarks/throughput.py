@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 import circuitspex as cs
-from circuitspex.ablation.ablated import answer_logits
+from circuitspex.ablation import answer_logits
 
 BATCHES = (8, 16, 32, 64, 128)
 

@@ -169,7 +169,7 @@ class CircuitSpex:
         Returns:
             The mean over prompts of the metric.
         """
-        return self.evaluation(masks)
+        return self.evaluation.per_prompt(masks).mean(dim=1)
 
     def per_prompt(self, masks: Bool[Tensor, "masks units"]) -> Float[Tensor, "masks prompts"]:
         """Evaluate every mask on every prompt, and keep prompts apart.

@@ -1,6 +1,7 @@
 """The block people work in, on the toy model, from masks to a verified circuit."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import circuitspex as cs
 from circuitspex.algebra.interactions import Interactions
 from circuitspex.errors import AblationError, BudgetError, HookError, ResultError, TaskWarning
 from circuitspex.tracking.null import NullTracker
+from circuitspex.units import Site
 
 
 class Recorder(NullTracker):
@@ -217,3 +219,66 @@ def test_only_what_is_about_the_intact_model_is_tracked(toy: Any, task: cs.Task)
     # every mask was evaluated, so what the decoder says around the circuit is exact
     assert inside.measured[:2] == pytest.approx(inside.estimates[:2])
     assert recorder.finished[0].verification is None
+
+
+PACKAGE = Path(cs.__file__).parent
+
+
+def package_frames() -> list[str]:
+    """Names of the package's functions that are being called, the innermost first."""
+    names, frame = [], sys._getframe(1)
+    while frame is not None:
+        if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
+
+
+CALLS: dict[str, Callable[[cs.CircuitSpex, torch.Tensor], Any]] = {
+    "values": lambda spex, masks: spex(masks),
+    "gradients": lambda spex, masks: spex.value_and_gradient(masks),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_mask_passes_few_hands_on_its_way_to_the_hook(
+    toy: Any, task: cs.Task, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast, seen = Site.broadcast, []
+
+    def note(self: Site, gates: torch.Tensor) -> torch.Tensor:
+        seen.append(package_frames())
+        return broadcast(self, gates)
+
+    with cs.CircuitSpex(toy, task, cs.heads(toy)) as spex:
+        monkeypatch.setattr(Site, "broadcast", note)
+        CALLS[kind](spex, cs.masks.ablate_only([[1], [2, 3], [7]], 8))
+    assert seen
+    for names in seen:
+        assert names[0] == "ablate_site"
+        assert names[-1] == {"values": "__call__", "gradients": "value_and_gradient"}[kind]
+        n_hops = len(names) - 1
+        assert n_hops <= {"values": 7, "gradients": 8}[kind], names
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_masks_are_checked_at_the_door_and_not_again(
+    toy: Any, task: cs.Task, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[str] = []
+    for room in ("evaluation.evaluation", "ablation.ablated"):
+        for name in ("check_masks", "check_gates"):
+            where = sys.modules[f"circuitspex.{room}"]
+            original = getattr(where, name, None)
+            if original is None:
+                continue
+
+            def note(given: Any, n_units: int, original: Any = original, room: str = room) -> Any:
+                checks.append(room)
+                return original(given, n_units)
+
+            monkeypatch.setattr(where, name, note)
+    with cs.CircuitSpex(toy, task, cs.heads(toy)) as spex:
+        checks.clear()
+        CALLS[kind](spex, cs.masks.ablate_only([[1], [2, 3]], 8))
+    assert checks == ["evaluation.evaluation"]

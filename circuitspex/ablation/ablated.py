@@ -1,4 +1,4 @@
-"""The context manager that ablates; the only code that touches hooks.
+"""The context manager that ablates.
 
 Phases:
 
@@ -8,88 +8,41 @@ Phases:
    model is probed: every hook fires with the expected axis; the all-kept mask gives the unhooked
    logits; a canary at every site changes them; a forked pass equals the flat one.
 3. *Run*: every row of a batch has its own mask, or its own gates between 0 and 1 where a gradient
-   is wanted. Where masks share layers (``forking``), one row goes in, and a hook at
-   the input of a block returns more rows than it was given. What nobody reads is left out
-   (``shortcuts``). Outside our own forward passes the hooks do nothing, so the
-   model stays usable inside the block, and blocks nest.
+   is wanted (``gradients``). Where masks share layers (``forking``), one row goes in, and a hook at
+   the input of a block returns more rows than it was given (``hooks``). What nobody reads is left
+   out (``shortcuts``). Outside our own forward passes the hooks do nothing, so the model stays
+   usable inside the block, and blocks nest.
 4. *Leave*: on every way out our hooks, and only ours, are gone and every module's training flag is
    as it was.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitspex._shared import check_gates, check_masks
-from circuitspex.ablation import forking, probes, shortcuts
-from circuitspex.ablation.batching import Batcher, Room
-from circuitspex.ablation.forking import Forest, Fork
-from circuitspex.ablation.shortcuts import Hook, mark
-from circuitspex.errors import ForkWarning, HookError, MaskError, ModelError, TaskError
+from circuitspex._shared import check_masks
+from circuitspex.ablation import probes
+from circuitspex.ablation.batching import Room
+from circuitspex.ablation.gradients import as_leaf, by_gates_only, derivatives
+from circuitspex.ablation.hooks import WAYS_TO_FORK, HookedModel, answer_logits
+from circuitspex.ablation.passes import EachAlone, Pass, Plan, Planner, Rows
+from circuitspex.errors import ForkWarning, HookError, MaskError
 from circuitspex.units import (
     ByHook,
     Replacement,
-    Site,
     StandIns,
     UnitSet,
     check_units,
     ones,
-    plan_sites,
     replacements,
-    zeros,
 )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What the hooks need while one batch runs."""
-
-    gates: Bool[Tensor, "rows columns"] | Float[Tensor, "rows columns"]
-    """Keep-masks, or gates, with one more, always kept, column at the end."""
-    stand_ins: ByHook
-    fork: Fork | None
-    """Where rows become more; None where every row runs through all layers."""
-    position: int | None
-    """The one position that is read; None where there are several, or all is computed."""
-    columns: Int[Tensor, " read"] | None
-    """The tokens whose logits are read; None for all."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Rows to run, each a mask on a prompt."""
-
-    tokens: Int[Tensor, "prompts positions"]
-    masks: Bool[Tensor, "masks units"]
-    prompt_of_row: Int[Tensor, " rows"]
-    mask_of_row: Int[Tensor, " rows"]
-    answer_positions: Int[Tensor, " prompts"] | None
-    columns: Int[Tensor, " read"] | None
-    stand_ins: Callable[[Int[Tensor, " rows"]], ByHook]
-    """From the prompt of every row of a batch to what its hooks need."""
-    at_once: bool = False
-    """Whether all rows are one pass."""
-
-    def ends(self, prompts: Int[Tensor, " rows"]) -> Int[Tensor, " rows"] | None:
-        return None if self.answer_positions is None else self.answer_positions[prompts]
-
-
-_WAYS_TO_FORK: tuple[Callable[[int], str], ...] = (
-    lambda layer: f"blocks.{layer}.hook_resid_pre",
-    # Where a block notes at its very beginning how many rows there are, as OPT's does.
-    lambda layer: f"blocks.{layer - 1}.hook_resid_post" if layer else "hook_pos_embed",
-)
-"""Hook points at which rows can become more before a layer; the first that works is taken."""
-_LEAST_SAVING = 0.02
-"""Rows are sorted and forked where that saves at least this share of the work."""
 
 
 class Ablated:
@@ -100,7 +53,7 @@ class Ablated:
         model: Any,
         units: UnitSet,
         replacement: Replacement,
-        batcher: Batcher,
+        planner: Planner,
         *,
         probe: bool,
         forks: bool,
@@ -109,22 +62,15 @@ class Ablated:
         self.model = model
         self.units = units
         self.replacement = replacement
-        self.sites = plan_sites(units, model)
         self.forks = forks
         """Whether masks share layers; inside the block, False where the model cannot do that."""
-        self._batcher = batcher
-        self._gradient_batcher = batcher.for_gradients()
-        self._layers = torch.tensor([unit.layer for unit in units])
+        self._hooked = HookedModel(model, units)
+        self._planner = planner
         self._probe = probe
         self._wants_forks = forks
         self._exits = ExitStack()
-        self._running: _Batch | None = None
-        self._captured: dict[str, Tensor] | None = None
-        self._fired: set[str] = set()
         self._inside = False
         self._stand_ins = StandIns(replacement)
-        self._takes_shortcuts = False
-        self._late_points = shortcuts.late_points(model)
 
     def __enter__(self) -> "Ablated":
         """Add the hooks, compute stand-ins, probe.
@@ -140,12 +86,12 @@ class Ablated:
             raise HookError("this block is already entered; make another one with cs.ablate(...).")
         try:
             self._exits.callback(_stop_training(self.model))
-            self._add_hooks()
+            self._exits.enter_context(self._hooked.added())
             self._inside = True
             self._run_probes()
             self._stand_ins.compute(self._capture)
             # Only now: stand-ins are needed at every position.
-            self._probe_shortcuts()
+            self._try_shortcuts()
         except BaseException:
             self._leave()
             raise
@@ -160,18 +106,9 @@ class Ablated:
         """Take the hooks away and leave the model as it was."""
         self._leave()
 
-    def _add_hooks(self) -> None:
-        hooks = self._hooks()
-        try:
-            self._exits.enter_context(self.model.hooks(fwd_hooks=hooks))
-        except (ValueError, NotImplementedError) as error:
-            raise HookError(
-                f"the model has these hooks, but one is switched off or cannot fire: {error}"
-            ) from error
-
     def _leave(self) -> None:
         self._inside = False
-        self.forks, self._takes_shortcuts = self._wants_forks, False
+        self.forks, self._hooked.takes_shortcuts = self._wants_forks, False
         self._stand_ins.clear()
         self._exits.close()
 
@@ -194,13 +131,12 @@ class Ablated:
         """
         masks = check_masks(masks, len(self.units))
         n_masks, n_prompts = len(masks), len(tokens)
-        prompts = repeat(torch.arange(n_prompts), "prompts -> (masks prompts)", masks=n_masks)
-        which = repeat(torch.arange(n_masks), "masks -> (masks prompts)", prompts=n_prompts)
+        rows = Rows.of_table(masks, torch.arange(n_prompts).expand(n_masks, -1))
         logits = torch.zeros(0, self.model.cfg.d_vocab)
-        for rows, part in self.stream(tokens, masks, prompts, which, answer_positions):
+        for done, part in self.stream(tokens, rows, answer_positions):
             if not len(logits):
-                logits = part.new_empty(len(which), part.shape[1])
-            logits[rows.to(part.device)] = part
+                logits = part.new_empty(len(rows), part.shape[1])
+            logits[done.to(part.device)] = part
         return rearrange(
             logits, "(masks prompts) vocab -> masks prompts vocab", masks=n_masks, prompts=n_prompts
         )
@@ -208,159 +144,87 @@ class Ablated:
     def stream(
         self,
         tokens: Int[Tensor, "prompts positions"],
-        masks: Bool[Tensor, "masks units"],
-        prompt_of_row: Int[Tensor, " rows"],
-        mask_of_row: Int[Tensor, " rows"],
+        rows: Rows,
         answer_positions: Int[Tensor, " prompts"] | None = None,
+        *,
         prompt_ids: Int[Tensor, " prompts"] | None = None,
         columns: Int[Tensor, " read"] | None = None,
-        *,
-        forked: bool | None = None,
+        planned: Pass | None = None,
     ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch vocab"]]]:
-        """Run chosen pairs of mask and prompt, yielding each batch's logits as it is done.
+        """Run chosen pairs of mask and prompt, giving each batch's logits as it is done.
 
         Where masks share layers, rows are sorted so that each batch shares the most.
 
         Args:
             tokens: Prompts of one length as token ids.
-            masks: Keep-masks.
-            prompt_of_row: Index into ``tokens`` of every row.
-            mask_of_row: Index into ``masks`` of every row.
+            rows: Masks, which the caller has checked, on these prompts.
             answer_positions: Position whose logits are wanted, per prompt; the last one when None.
             prompt_ids: Index of every prompt among the counterfactuals of a resample ablation;
                 0, 1, … when None.
             columns: Token ids whose logits are wanted, if only a few are; all when None.
-            forked: For rows that :meth:`passes` named: run them as the one pass they are.
+            planned: The pass that these rows are, if :meth:`passes` named it.
 
-        Yields:
-            The rows of a batch, in any order, each once over all batches, and their logits.
+        Returns:
+            Yields the rows of a batch, in any order, each once over all batches, and their logits.
 
         Raises:
             HookError: If called outside the block.
             MaskError: If tokens are not two-dimensional.
         """  # noqa: DOC502 - raised by the checks
-        device = torch.device(self.model.cfg.device)
-        masks = check_masks(masks, len(self.units)).to(device)
-        ids = torch.arange(len(tokens)) if prompt_ids is None else prompt_ids
-        n_positions = self._check_tokens(tokens, ids)
-        tokens = tokens.to(device)
-
-        def stand_ins(prompts: Tensor) -> ByHook:
-            return self._stand_ins.of(ids[prompts], n_positions)
-
-        job = _Job(tokens, masks, prompt_of_row, mask_of_row, answer_positions, columns, stand_ins)
-        if forked is None:
-            forest = self._worthwhile_forest(masks, prompt_of_row, mask_of_row, n_positions)
+        stand_ins = self._stand_ins_for(tokens, prompt_ids)
+        if planned is None:
+            plan = self._planner.plan(rows, tokens.shape[1], forks=self.forks)
         else:
-            job = replace(job, at_once=True)
-            forest = self._plan(masks, prompt_of_row, mask_of_row) if forked else None
-        yield from self._run_flat(job) if forest is None else self._run_forked(job, forest)
+            plan = self._planner.share(rows) if planned.forked else EachAlone(rows)
+        at_once = planned is not None
+        return self._run(tokens, rows, plan, stand_ins, answer_positions, columns, at_once=at_once)
 
-    def passes(
+    def _run(
         self,
-        masks: Bool[Tensor, "masks units"],
-        prompt_of_row: Int[Tensor, " rows"],
-        mask_of_row: Int[Tensor, " rows"],
-        n_positions: int,
-    ) -> Iterator[tuple[Int[Tensor, " pass"], bool]]:
-        """Say which rows :meth:`stream` runs together; each pass can be run by itself, anywhere.
-
-        Args:
-            masks: Keep-masks.
-            prompt_of_row: Prompt of every row.
-            mask_of_row: Index into ``masks`` of every row.
-            n_positions: Tokens per row.
-
-        Yields:
-            The rows of a pass, and whether masks share layers in it.
-        """
-        forest = self._worthwhile_forest(masks, prompt_of_row, mask_of_row, n_positions)
-        if forest is None:
-            for rows in self._slices(self._batcher, len(prompt_of_row), n_positions):
-                yield torch.arange(rows.start, rows.stop), False
-            return
-        alive = forest.alive(self._batcher.size(n_positions))
-        for tree in forest.trees():
-            for leaves in self._slices(self._batcher, tree, n_positions, alive):
-                yield forest.rows_of(leaves)[0], True
-
-    def gradient_passes(self, n_rows: int, n_positions: int) -> Iterator[slice]:
-        """Say which rows :meth:`stream_gradients` runs together.
-
-        Args:
-            n_rows: How many rows there are.
-            n_positions: Tokens per row.
-
-        Returns:
-            Slices of rows.
-        """
-        return self._slices(self._gradient_batcher, n_rows, n_positions)
-
-    @staticmethod
-    def _slices(
-        batcher: Batcher, rows: int | slice, n_positions: int, alive: float = 1.0
-    ) -> Iterator[slice]:
-        return (part for part, _ in batcher(rows, n_positions, lambda part: None, alive=alive))
-
-    def _worthwhile_forest(
-        self, masks: Tensor, prompt_of_row: Tensor, mask_of_row: Tensor, n_positions: int
-    ) -> Forest | None:
-        if not self.forks:
-            return None
-        forest = self._plan(masks, prompt_of_row, mask_of_row)
-        flat = self._batcher.size(n_positions)
-        saving = forest.saving(self._batcher.size(n_positions, alive=forest.alive(flat)), flat)
-        return forest if saving >= _LEAST_SAVING else None
-
-    def _plan(self, masks: Tensor, prompt_of_row: Tensor, mask_of_row: Tensor) -> Forest:
-        n_layers = self.model.cfg.n_layers
-        return forking.plan(masks, prompt_of_row, mask_of_row, self._layers, n_layers)
-
-    def _run_flat(self, job: _Job) -> Iterator[tuple[Tensor, Tensor]]:
-        device = job.tokens.device
-
-        def run(rows: slice) -> Tensor:
-            prompts = job.prompt_of_row[rows]
-            kept = job.masks[job.mask_of_row[rows].to(device)]
-            tokens, ends = job.tokens[prompts.to(device)], job.ends(prompts)
-            return self._forward(tokens, kept, job.stand_ins(prompts), ends, job.columns)
-
-        n_rows, n_positions = len(job.prompt_of_row), job.tokens.shape[1]
-        for rows, logits in self._batcher(n_rows, n_positions, run, at_once=job.at_once):
-            yield torch.arange(rows.start, rows.stop), logits
-
-    def _run_forked(self, job: _Job, forest: Forest) -> Iterator[tuple[Tensor, Tensor]]:
-        device, n_positions = job.tokens.device, job.tokens.shape[1]
-        alive = forest.alive(self._batcher.size(n_positions))
-
-        def run(leaves: slice) -> Tensor:
-            # Attention masks and the like have as many rows as go in: those of one row are
-            # broadcast, those of several would not fit what they become.
-            prompt = forest.prompts[leaves][:1]
-            kept = job.masks[forest.masks[leaves].to(device)]
-            fork = forest.fork(leaves)
-            tokens, ends = job.tokens[prompt.to(device)], job.ends(prompt)
-            return self._forward(tokens, kept, job.stand_ins(prompt), ends, job.columns, fork)
-
-        for tree in forest.trees():
-            batches = self._batcher(tree, n_positions, run, alive=alive, at_once=job.at_once)
-            for leaves, logits in batches:
-                rows, leaf = forest.rows_of(leaves)
-                # Rows that are the same run once, yet no batch grows beyond its size.
-                for part in zip(rows.split(len(logits)), leaf.split(len(logits)), strict=True):
-                    yield part[0], logits[part[1].to(logits.device)]
+        tokens: Tensor,
+        rows: Rows,
+        plan: Plan,
+        stand_ins: Callable[[Tensor], ByHook],
+        answer_positions: Tensor | None = None,
+        columns: Tensor | None = None,
+        *,
+        at_once: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        tokens, masks = self._to_device(tokens), self._to_device(rows.masks)
+        n_positions = tokens.shape[1]
+        alive = plan.alive(self._planner.batcher.size(n_positions))
+        for group in plan.groups():
+            for batch in self._planner.batcher(group, n_positions, alive=alive, at_once=at_once):
+                with batch:
+                    prompts, which, fork = plan.inputs(batch.rows)
+                    ends = None if answer_positions is None else answer_positions[prompts]
+                    logits = self._hooked.forward(
+                        tokens[self._to_device(prompts)],
+                        masks[self._to_device(which)],
+                        stand_ins(prompts),
+                        ends,
+                        columns,
+                        fork,
+                    )
+                    done, leaf = plan.rows_of(batch.rows)
+                    if not plan.forked:
+                        yield done, logits
+                        continue
+                    # Rows that are the same run once, yet no batch grows beyond its size.
+                    for part in zip(done.split(len(logits)), leaf.split(len(logits)), strict=True):
+                        yield part[0], logits[part[1].to(logits.device)]
 
     def stream_gradients(
         self,
         tokens: Int[Tensor, "prompts positions"],
-        gates: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"],
-        prompt_of_row: Int[Tensor, " rows"],
-        mask_of_row: Int[Tensor, " rows"],
-        measure: Callable[[Tensor, slice], Tensor],
-        prompt_ids: Int[Tensor, " prompts"] | None = None,
+        rows: Rows,
+        measure: Callable[[Tensor, Tensor], Tensor],
         *,
-        at_once: bool = False,
-    ) -> Iterator[tuple[slice, tuple[Float[Tensor, " batch"], Float[Tensor, "batch units"]]]]:
+        prompt_ids: Int[Tensor, " prompts"] | None = None,
+        planned: Pass | None = None,
+    ) -> Iterator[
+        tuple[Int[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, "batch units"]]
+    ]:
         """Run chosen pairs of gates and prompt, forward and backward.
 
         A unit's gate g turns its activation a into s + g (a - s), s being what replaces it when
@@ -368,44 +232,53 @@ class Ablated:
 
         Args:
             tokens: Prompts of one length as token ids.
-            gates: Keep-masks, or gates between 0 and 1.
-            prompt_of_row: Index into ``tokens`` of every row.
-            mask_of_row: Index into ``gates`` of every row.
+            rows: Masks, or gates between 0 and 1, which the caller has checked, on these prompts.
             measure: From a batch's logits, and which rows they are of, to one number per row.
             prompt_ids: Index of every prompt among the counterfactuals of a resample ablation;
                 0, 1, … when None.
-            at_once: For rows that :meth:`gradient_passes` named: run them as the one pass they are.
+            planned: The pass that these rows are, if :meth:`passes` named it.
 
         Yields:
             The rows of a batch, their values, and the derivatives of these by their own gates.
 
         Raises:
             HookError: If called outside the block.
-            MaskError: If tokens are not two-dimensional, or gates do not fit.
+            MaskError: If tokens are not two-dimensional.
             ModelError: If the weights were made in inference mode.
             TaskError: If ``measure`` cannot be differentiated.
         """  # noqa: DOC502 - raised by the checks
-        device = torch.device(self.model.cfg.device)
-        gates = check_gates(gates, len(self.units)).to(device)
-        ids = torch.arange(len(tokens)) if prompt_ids is None else prompt_ids
-        n_positions = self._check_tokens(tokens, ids)
-        tokens = tokens.to(device)
+        stand_ins = self._stand_ins_for(tokens, prompt_ids)
+        tokens, gates = self._to_device(tokens), self._to_device(rows.masks)
+        batches = self._planner.gradient_batcher(
+            slice(0, len(rows)), tokens.shape[1], at_once=planned is not None
+        )
+        for batch in batches:
+            with batch:
+                prompts = rows.prompt_of_row[batch.rows]
+                done = torch.arange(batch.rows.start, batch.rows.stop)
+                # The caller's own graph stays out of it.
+                with by_gates_only(self.model):
+                    own = as_leaf(gates[self._to_device(rows.mask_of_row[batch.rows])])
+                    logits = self._hooked.forward(
+                        tokens[self._to_device(prompts)], own, stand_ins(prompts)
+                    )
+                    values = measure(logits, done)
+                    gradients = derivatives(values, own)
+                yield done, values.detach(), gradients
 
-        def run(rows: slice) -> tuple[Tensor, Tensor]:
-            prompts = prompt_of_row[rows]
-            stand_ins = self._stand_ins.of(ids[prompts], n_positions)
-            # Whatever mode the caller is in; the caller's own graph stays out of it.
-            with torch.inference_mode(False), torch.enable_grad(), _frozen(self.model):
-                own = gates[mask_of_row[rows].to(device)]
-                leaf = own.detach().to(torch.promote_types(own.dtype, torch.float32), copy=True)
-                leaf.requires_grad_()
-                logits = self._forward(tokens[prompts.to(device)], leaf, stand_ins)
-                values = measure(logits, rows)
-                gradient = _derivatives(values, leaf)
-            return values.detach(), gradient
+    def passes(self, rows: Rows, n_positions: int, *, gradients: bool = False) -> Iterator[Pass]:
+        """Say which rows :meth:`stream`, or :meth:`stream_gradients`, runs together.
 
-        n_rows = len(prompt_of_row)
-        yield from self._gradient_batcher(n_rows, n_positions, run, at_once=at_once)
+        Args:
+            rows: Masks on prompts.
+            n_positions: Tokens per row.
+            gradients: Whether gradients are wanted.
+
+        Returns:
+            The passes; each can be run by itself, anywhere.
+        """
+        plan = self._planner.plan(rows, n_positions, forks=self.forks and not gradients)
+        return self._planner.passes(plan, n_positions, gradients=gradients)
 
     def batch_size(self, n_positions: int) -> int:
         """Say how many rows run at once.
@@ -416,157 +289,65 @@ class Ablated:
         Returns:
             At least 1.
         """
-        return self._batcher.size(n_positions)
+        return self._planner.batcher.size(n_positions)
 
-    def _check_tokens(self, tokens: Tensor, prompt_ids: Tensor) -> int:
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.model.cfg.device)
+
+    def _stand_ins_for(
+        self, tokens: Tensor, prompt_ids: Tensor | None
+    ) -> Callable[[Tensor], ByHook]:
+        """Return what gives the stand-ins of some prompts, after checking that there are any."""  # noqa: DOC501
         if not self._inside:
             raise HookError("call this inside the block: with cs.ablate(...) as ablated: ...")
         if tokens.ndim != 2:
             raise MaskError(f"tokens must have shape (prompts, positions); got {tokens.shape}.")
-        self._stand_ins.check(prompt_ids, tokens.shape[1])
-        return tokens.shape[1]
-
-    def _forward(
-        self,
-        tokens: Tensor,
-        gates: Tensor,
-        stand_ins: ByHook,
-        answer_positions: Tensor | None = None,
-        columns: Tensor | None = None,
-        fork: Fork | None = None,
-    ) -> Tensor:
-        gates = torch.cat([gates, torch.ones_like(gates[:, :1])], dim=1)
-        whole = not self._takes_shortcuts or shortcuts.somebody_looks(self._late_points)
-        position = None if whole else _only_position(tokens, answer_positions)
-        self._running = _Batch(gates, stand_ins, fork, position, None if whole else columns)
-        self._fired.clear()
-        try:
-            logits = answer_logits(
-                self.model, tokens, answer_positions, gradients=gates.requires_grad
-            )
-        finally:
-            self._running = None
-        missing = [site.hook for site in self.sites if site.hook not in self._fired]
-        if missing:
-            raise HookError(
-                f"hook {missing[0]} did not fire ({len(missing)} of {len(self.sites)} hooks). "
-                "Either this architecture does not compute it, or model.reset_hooks() was called "
-                "inside the block. Choose other units; the table is printed by: circuitspex units"
-            )
-        return logits if columns is None or not whole else logits[:, columns.to(logits.device)]
-
-    def _hooks(self) -> list[tuple[str, Hook]]:
-        points = self.model.hook_dict
-        absent = [site.hook for site in self.sites if site.hook not in points]
-        if absent:
-            raise HookError(
-                f"the model has no hook {absent[0]} ({len(absent)} of {len(self.sites)} are "
-                "missing). Choose units that this architecture has, such as cs.heads(model)."
-            )
-        # By canonical name: under an alias, compatibility mode would call each hook twice.
-        hooks = [(points[s.hook].name or s.hook, self._hook(s)) for s in self.sites]
-        return hooks + shortcuts.make_hooks(self.model, lambda: self._running)
-
-    def _forking_hooks(self, way: Callable[[int], str]) -> list[tuple[str, Hook]]:
-        points = self.model.hook_dict
-        names = [(layer, way(layer)) for layer in self._layers.unique().tolist()]
-        return [(points[n].name or n, self._grow(layer)) for layer, n in names if n in points]
-
-    def _grow(self, layer: int) -> Hook:
-        @mark
-        def grow(activation: Tensor, *, hook: Any) -> Tensor | None:
-            batch = self._running
-            if batch is None or batch.fork is None or layer not in batch.fork.grow:
-                return None
-            return activation[batch.fork.grow[layer].to(activation.device)]
-
-        return grow
-
-    def _hook(self, site: Site) -> Hook:
-        columns: dict[torch.device, Tensor] = {}
-
-        @mark
-        def ablate_site(activation: Tensor, *, hook: Any) -> Tensor | None:
-            batch = self._running
-            if batch is None:
-                return None
-            self._fired.add(site.hook)
-            if self._captured is not None:
-                self._captured[site.hook] = activation.detach().clone()
-                return None
-            device = activation.device
-            if device not in columns:
-                # Autograd refuses what was made in inference mode, as the caller's may be now.
-                with torch.inference_mode(False):
-                    columns[device] = site.columns.to(device, copy=True)
-            gates = batch.gates.to(device)[:, columns[device]]
-            if batch.fork is not None:
-                gates = gates[batch.fork.alive[site.layer].to(device)]
-            site.check_axis(activation, len(gates), self.model.cfg.d_model)
-            gate = site.broadcast(gates)
-            stand_in = batch.stand_ins(site.hook).to(activation)
-            if batch.position is not None and stand_in.ndim > 1 and activation.shape[1] == 1:
-                stand_in = stand_in[:, batch.position : batch.position + 1]
-            if gate.dtype == torch.bool:
-                return torch.where(gate, activation, stand_in)
-            return torch.lerp(stand_in.expand_as(activation), activation, gate.to(activation))
-
-        return ablate_site
+        ids = torch.arange(len(tokens)) if prompt_ids is None else prompt_ids
+        self._stand_ins.check(ids, tokens.shape[1])
+        return lambda prompts: self._stand_ins.of(ids[prompts], tokens.shape[1])
 
     def _capture(self, tokens: Tensor) -> dict[str, Tensor]:
-        tokens = tokens.to(self.model.cfg.device)
+        tokens = self._to_device(tokens)
         kept = torch.ones(len(tokens), len(self.units), dtype=torch.bool, device=tokens.device)
+        parts = []
+        for batch in self._planner.batcher(slice(0, len(tokens)), tokens.shape[1]):
+            with batch:
+                parts.append(self._hooked.capture(tokens[batch.rows], kept[batch.rows]))
+        return {hook: torch.cat([part[hook] for part in parts]) for hook in parts[0]}
 
-        def run(rows: slice) -> dict[str, Tensor]:
-            self._captured = {}
-            try:
-                self._forward(tokens[rows], kept[rows], zeros)
-                return self._captured
-            finally:
-                self._captured = None
+    # ---- what is tried before anything is believed ----
 
-        parts = [part for _, part in self._batcher(len(tokens), tokens.shape[1], run)]
-        return {site.hook: torch.cat([part[site.hook] for part in parts]) for site in self.sites}
+    def _run_canaries(
+        self, canaries: Rows, *, share: bool = False, columns: Tensor | None = None
+    ) -> probes.Batches:
+        tokens = probes.short_prompt(self.model)
+        plan = self._planner.share(canaries) if share else EachAlone(canaries)
+        return self._run(tokens, canaries, plan, lambda prompts: ones, columns=columns)
 
     def _run_probes(self) -> None:
-        job = self._probe_job()
+        sites, tokens = self._hooked.sites, probes.short_prompt(self.model)
+        canaries = probes.canaries(sites, len(self.units))
 
-        def run(row: int) -> Tensor:
-            return self._forward(job.tokens, job.masks[row][None], ones)
+        def alone(row: int) -> Tensor:
+            return self._hooked.forward(tokens, self._to_device(canaries.masks[row][None]), ones)
 
-        unhooked = answer_logits(self.model, job.tokens)
+        unhooked = answer_logits(self.model, tokens)
         if self._probe:
-            probes.check_intact(run(-1), unhooked)
-        flat = probes.in_order(self._run_flat(job))
+            probes.check_intact(alone(-1), unhooked)
+        logits = probes.in_order(self._run_canaries(canaries))
         if self._probe:
-            probes.check_canaries(flat[:-1], unhooked, run, self.sites)
+            probes.check_canaries(logits[:-1], unhooked, alone, sites)
         if self._wants_forks:
-            self._probe_forks(job, flat)
+            self._try_forks(canaries, logits)
 
-    def _probe_job(self) -> _Job:
-        masks = probes.canaries(self.sites, len(self.units)).to(self.model.cfg.device)
-        rows = torch.arange(len(masks))
-        tokens = probes.short_prompt(self.model)
-        return _Job(tokens, masks, torch.zeros_like(rows), rows, None, None, lambda prompts: ones)
-
-    def _probe_shortcuts(self) -> None:
-        if shortcuts.somebody_looks(self._late_points):
-            return
-        job = self._probe_job()
-        job = replace(job, prompt_of_row=job.prompt_of_row[-3:], mask_of_row=job.mask_of_row[-3:])
-        flat = probes.in_order(self._run_flat(job))
-        self._takes_shortcuts = True
-        job = replace(job, columns=torch.arange(flat.shape[1])[:3])
-        reason = probes.why_different(flat[:, :3], lambda: self._run_flat(job))
-        self._takes_shortcuts = reason is None
-
-    def _probe_forks(self, job: _Job, flat: Tensor) -> None:
+    def _try_forks(self, canaries: Rows, logits: Tensor) -> None:
         reasons = []
-        forest = self._plan(job.masks, job.prompt_of_row, job.mask_of_row)
-        for way in _WAYS_TO_FORK:
+        for way in WAYS_TO_FORK:
             with ExitStack() as attempt:
-                attempt.enter_context(self.model.hooks(fwd_hooks=self._forking_hooks(way)))
-                reason = probes.why_different(flat, lambda: self._run_forked(job, forest))
+                attempt.enter_context(self._hooked.forking(way))
+                reason = probes.why_different(
+                    logits, lambda: self._run_canaries(canaries, share=True)
+                )
                 if reason is None:
                     self.forks = True
                     self._exits.push(attempt.pop_all())
@@ -579,6 +360,17 @@ class Ablated:
             ForkWarning,
             stacklevel=4,
         )
+
+    def _try_shortcuts(self) -> None:
+        if self._hooked.is_watched:
+            return
+        canaries = probes.canaries(self._hooked.sites, len(self.units))
+        last = canaries.take(torch.arange(len(canaries))[-3:])
+        logits = probes.in_order(self._run_canaries(last))[:, :3]
+        self._hooked.takes_shortcuts = True
+        columns = torch.arange(logits.shape[1])
+        reason = probes.why_different(logits, lambda: self._run_canaries(last, columns=columns))
+        self._hooked.takes_shortcuts = reason is None
 
 
 def ablate(
@@ -618,42 +410,8 @@ def ablate(
         >>> logits.shape
         torch.Size([2, 1, 33])
     """
-    batcher = Batcher(model, batch_size, room=room)
-    return Ablated(model, units, replacements.get(ablation), batcher, probe=probe, forks=forks)
-
-
-def answer_logits(
-    model: Any,
-    tokens: Int[Tensor, "rows positions"],
-    answer_positions: Int[Tensor, " rows"] | None = None,
-    *,
-    gradients: bool = False,
-) -> Float[Tensor, "out vocab"]:
-    """Run the model and return logits at one position per row, never those of all positions.
-
-    Args:
-        model: A TransformerBridge.
-        tokens: Token ids.
-        answer_positions: Wanted position per row; the last one when None.
-        gradients: Whether to build the graph that a backward pass needs.
-
-    Returns:
-        Logits; of more rows than went in where hooks made one row many.
-    """
-    ends = torch.full((len(tokens),), tokens.shape[1] - 1)
-    ends = ends if answer_positions is None else answer_positions.cpu()
-    wanted, rank = ends.unique(return_inverse=True)
-    keep = 1 if answer_positions is None else wanted.to(tokens.device)
-    with torch.set_grad_enabled(gradients):
-        logits = model(tokens, logits_to_keep=keep, use_cache=False)
-    # Models without the option return every position; the small native ones do.
-    column = ends if logits.shape[1] == tokens.shape[1] else rank
-    return logits[torch.arange(len(logits)), column.to(logits.device)]
-
-
-def _only_position(tokens: Tensor, answer_positions: Tensor | None) -> int | None:
-    ends = {tokens.shape[1] - 1} if answer_positions is None else {*answer_positions.tolist()}
-    return ends.pop() if len(ends) == 1 else None
+    planner = Planner(model, units, batch_size, room)
+    return Ablated(model, units, replacements.get(ablation), planner, probe=probe, forks=forks)
 
 
 def _stop_training(model: Any) -> Callable[[], None]:
@@ -669,36 +427,3 @@ def _stop_training(model: Any) -> Callable[[], None]:
             module.training = training
 
     return restore
-
-
-def _derivatives(values: Tensor, gates: Tensor) -> Tensor:
-    gradient = None
-    if values.requires_grad:
-        (gradient,) = torch.autograd.grad(values.sum(), gates, allow_unused=True)
-    if gradient is None:
-        raise TaskError(
-            "the metric cannot be differentiated: its values do not follow from the logits by "
-            "smooth steps. Things that cut the graph are argmax, comparisons, .detach(), .item() "
-            "and torch.no_grad(), also in other hooks on the model. Use a metric without them, "
-            "such as 'logit_difference', or a decoder that needs values only."
-        )
-    return gradient
-
-
-@contextmanager
-def _frozen(model: Any) -> Iterator[None]:
-    # Saves the activations that only gradients of parameters would need.
-    parameters = {*model.parameters(), *model.original_model.parameters()}
-    if any(parameter.is_inference() for parameter in parameters):
-        raise ModelError(
-            "no gradient can be taken through weights made under torch.inference_mode(). Load "
-            "the model outside of it; calling it inside is fine."
-        )
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -1,15 +1,14 @@
 """How many rows go through the model at once, and what happens when they do not fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any
 
 import psutil
 import torch
 
 from circuitspex.errors import OutOfMemoryError
-
-Result = TypeVar("Result")
 
 _CPU_WORKING_SET = 96 * 2**20
 """Bytes of activations per batch beyond which larger batches were not faster on CPUs."""
@@ -32,8 +31,46 @@ class Room:
         return cls(_SHARE_OF_FREE * psutil.virtual_memory().available, device.type)
 
 
+class Batch:
+    """Rows to try at once; a block in which they do not fit into memory ends without an error."""
+
+    def __init__(self, rows: slice, n_positions: int) -> None:
+        self.rows = rows
+        self.fits = True
+        """Whether memory was enough, once they were tried."""
+        self._n_positions = n_positions
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def __enter__(self) -> "Batch":
+        """Return the batch itself."""
+        return self
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Note that memory ran out; other errors pass.
+
+        Returns:
+            Whether it did.
+
+        Raises:
+            OutOfMemoryError: If a single row does not fit.
+        """
+        if not isinstance(error, RuntimeError | MemoryError) or not _is_out_of_memory(error):
+            return False
+        if len(self) == 1:
+            raise OutOfMemoryError(
+                f"not even one row of {self._n_positions} tokens fits into memory: {error} "
+                "Use a shorter prompt, a smaller dtype or a larger device."
+            ) from error
+        self.fits = False
+        return True
+
+
 class Batcher:
-    """Runs rows in batches; halves the batch when memory runs out and remembers that."""
+    """Cuts rows into batches; halves the batch when memory runs out and remembers that."""
 
     def __init__(
         self,
@@ -48,14 +85,6 @@ class Batcher:
         self._gradients = gradients
         self._room = room
         self._limit: int | None = None
-
-    def for_gradients(self) -> "Batcher":
-        """Make the batcher of forward and backward passes, where all layers are alive at once.
-
-        Returns:
-            A batcher of its own, with the same fixed size if there is one.
-        """
-        return Batcher(self._model, self._fixed, gradients=True, room=self._room)
 
     def size(self, n_positions: int, *, alive: float = 1.0) -> int:
         """Choose how many rows of that length to run at once.
@@ -73,52 +102,29 @@ class Batcher:
         return size if self._limit is None else min(size, self._limit)
 
     def __call__(
-        self,
-        rows: int | slice,
-        n_positions: int,
-        run: Callable[[slice], Result],
-        *,
-        alive: float = 1.0,
-        at_once: bool = False,
-    ) -> Iterator[tuple[slice, Result]]:
-        """Run all rows, batch by batch.
+        self, rows: slice, n_positions: int, *, alive: float = 1.0, at_once: bool = False
+    ) -> Iterator[Batch]:
+        """Cut rows into batches; one that did not fit comes again, halved.
 
         Args:
-            rows: How many rows there are, or which of them to run.
+            rows: Which rows to run.
             n_positions: Tokens per row.
-            run: Runs the rows of a slice.
             alive: Mean share of the rows that is there in a layer.
             at_once: Make one batch of all, as long as no batch was too large before.
 
         Yields:
-            Each finished slice with its result; a batch that does not fit is halved, and what was
-            yielded before stays.
-
-        Raises:
-            OutOfMemoryError: If a single row does not fit.
-            RuntimeError: Whatever else the model raised.
-            MemoryError: Never; a batch that the system cannot hold is halved as well.
+            Batches, each to be run in its own block, so that a failure is seen here.
         """
-        start, stop = (0, rows) if isinstance(rows, int) else (rows.start, rows.stop)
-        while start < stop:
-            size = self._limit or stop if at_once else self.size(n_positions, alive=alive)
-            batch = slice(start, min(start + size, stop))
-            try:
-                result = run(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise OutOfMemoryError(
-                        f"not even one row of {n_positions} tokens fits into memory: {error} "
-                        "Use a shorter prompt, a smaller dtype or a larger device."
-                    ) from error
-            else:
-                yield batch, result
-                start = batch.stop
+        start = rows.start
+        while start < rows.stop:
+            size = self._limit or rows.stop if at_once else self.size(n_positions, alive=alive)
+            batch = Batch(slice(start, min(start + size, rows.stop)), n_positions)
+            yield batch
+            if batch.fits:
+                start = batch.rows.stop
                 continue
-            # Outside the handler, so that the traceback no longer holds the failed batch alive.
-            self._limit = max(1, (batch.stop - batch.start) // 2)
+            # The block is over, so its traceback no longer holds the failed batch alive.
+            self._limit = max(1, len(batch) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

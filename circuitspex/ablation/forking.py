@@ -9,6 +9,7 @@ from the leaf before it. This file only plans; :mod:`circuitspex.ablation.ablate
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Fork:
 
 
 @dataclass(frozen=True, eq=False)
-class Forest:
+class SharedLayers:
     """Rows sorted so that neighbours share the most layers, one tree per prompt."""
 
     n_layers: int
@@ -48,8 +49,9 @@ class Forest:
     """The caller's rows, sorted by leaf."""
     ends: Int[Tensor, " leaves"]
     """Where each leaf's rows end in ``rows``: identical rows are one leaf."""
+    forked: ClassVar[bool] = True
 
-    def trees(self) -> Iterator[slice]:
+    def groups(self) -> Iterator[slice]:
         """Name the leaves of one prompt after the other.
 
         Yields:
@@ -79,6 +81,14 @@ class Forest:
                 grow[layer] = before.cumsum(0)[here] - 1
             before = here
         return Fork(alive, grow)
+
+    def inputs(self, leaves: slice) -> tuple[Tensor, Tensor, Fork]:
+        """Return the prompt of the row that goes in, masks of those that come out, and the fork.
+
+        Attention masks and the like have as many rows as go in: those of one row are broadcast,
+        those of several would not fit what they become.
+        """
+        return self.prompts[leaves][:1], self.masks[leaves], self.fork(leaves)
 
     def rows_of(self, leaves: slice) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
         """Find the caller's rows below some leaves.
@@ -150,7 +160,7 @@ class Forest:
 
     def _first(self, batch_size: int) -> Bool[Tensor, " leaves"]:
         first = torch.zeros(len(self.splits), dtype=torch.bool)
-        for tree in self.trees():
+        for tree in self.groups():
             first[tree.start : tree.stop : batch_size] = True
         return first
 
@@ -161,7 +171,7 @@ def plan(
     mask_of_row: Int[Tensor, " rows"],
     layer_of_unit: Int[Tensor, " units"],
     n_layers: int,
-) -> Forest:
+) -> SharedLayers:
     """Sort rows so that neighbours share the most layers.
 
     Args:
@@ -172,7 +182,7 @@ def plan(
         n_layers: Layers of the model.
 
     Returns:
-        The forest.
+        The plan.
     """
     layer = layer_of_unit.cpu().numpy()
     columns = np.argsort(layer, kind="stable")
@@ -181,7 +191,7 @@ def plan(
     rows = np.argsort(key, kind="stable")
     leaves, counts = np.unique(key, return_counts=True)
     prompts, ranks = np.divmod(leaves, max(1, len(first)))
-    return Forest(
+    return SharedLayers(
         n_layers=n_layers,
         layers=tuple(np.unique(layer).tolist()),
         prompts=torch.from_numpy(prompts),

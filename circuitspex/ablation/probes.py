@@ -1,15 +1,16 @@
 """What is checked of a model before ablations on it are believed.
 
-Every probe is a few rows of one short prompt. :mod:`circuitspex.ablation` says how they are run.
+Every probe is a few rows of one short prompt. :mod:`circuitspex.ablation.ablated` runs them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitspex.ablation.passes import Rows
 from circuitspex.errors import HookError
 from circuitspex.units import Site
 
@@ -30,7 +31,7 @@ def short_prompt(model: Any) -> Int[Tensor, "1 positions"]:
     return torch.arange(n_positions, device=model.cfg.device)[None] % model.cfg.d_vocab
 
 
-def canaries(sites: Sequence[Site], n_units: int) -> Bool[Tensor, "canaries units"]:
+def canaries(sites: Sequence[Site], n_units: int) -> Rows:
     """Make one mask per site that ablates everything there, and one that keeps everything.
 
     Args:
@@ -38,12 +39,12 @@ def canaries(sites: Sequence[Site], n_units: int) -> Bool[Tensor, "canaries unit
         n_units: Columns of a mask.
 
     Returns:
-        Keep-masks, the one that keeps everything last.
+        Each of them on the short prompt, the one that keeps everything last.
     """
     masks = torch.ones(len(sites) + 1, n_units, dtype=torch.bool)
     for row, site in enumerate(sites):
         masks[row, [column for column in site.columns.tolist() if column < n_units]] = False
-    return masks
+    return Rows.of_table(masks, torch.zeros(len(masks), 1, dtype=torch.long))
 
 
 def check_intact(kept: Tensor, unhooked: Tensor) -> None:

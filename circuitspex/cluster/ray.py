@@ -19,12 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitspex import models
-from circuitspex.ablation import Room, shortcuts
+from circuitspex.ablation import Room, Rows, shortcuts
 from circuitspex.cluster.pool import Parcel, WorkerPool
 from circuitspex.cluster.session import connected, import_ray
 from circuitspex.cluster.worker import Chunk, Done, Job, Worker
 from circuitspex.errors import HookError, WorkerError
-from circuitspex.evaluation import LocalRunner, Pass, Rows
+from circuitspex.evaluation import LocalRunner
 
 _IDENTITY = ("weights", "dtype", "processing", "architecture")
 
@@ -260,7 +260,7 @@ class RayRunner:
         Yields:
             Rows that ran together and their values, in double precision.
         """
-        for parcel, done in self._run(_pack(rows, self._local.passes(rows), gradients=False)):
+        for parcel, done in self._run(self._pack(rows, gradients=False)):
             yield parcel.tag, torch.tensor(done.values)
 
     def gradients(
@@ -275,15 +275,12 @@ class RayRunner:
             Rows that ran together, their values in double precision and the derivatives by all
             gates in single precision.
         """
-        for parcel, done in self._run(
-            _pack(rows, self._local.gradient_passes(rows), gradients=True)
-        ):
+        for parcel, done in self._run(self._pack(rows, gradients=True)):
             yield parcel.tag, torch.tensor(done.values), torch.tensor(done.gradients)
 
-
-def _pack(rows: Rows, passes: Iterator[Pass], *, gradients: bool) -> Iterator[Parcel]:
-    for planned in passes:
-        yield Parcel(Chunk.of(rows, planned, gradients=gradients), planned.rows)
+    def _pack(self, rows: Rows, *, gradients: bool) -> Iterator[Parcel]:
+        for planned in self._local.passes(rows, gradients=gradients):
+            yield Parcel(Chunk.of(rows, planned, gradients=gradients), planned.rows)
 
 
 class _Actor:

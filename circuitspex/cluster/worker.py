@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitspex.ablation import Room, ablate
+from circuitspex.ablation import Pass, Room, Rows, ablate
 from circuitspex.algebra import masks as keep_masks
-from circuitspex.evaluation import LocalRunner, Pass, Rows
+from circuitspex.evaluation import LocalRunner
 from circuitspex.models import describe_model
 from circuitspex.tasks import Metric, Task
 from circuitspex.units import Replacement, UnitSet
@@ -52,9 +52,9 @@ class Chunk:
     @classmethod
     def of(cls, rows: Rows, planned: Pass, *, gradients: bool) -> "Chunk":
         """Return the rows of a pass, packed."""
-        own = rows.own_masks(planned.rows)
+        these = rows.take(planned.rows)
+        own, prompts = these.own_masks, these.prompt_of_row.numpy()
         packed = keep_masks.pack(own) if own.dtype == torch.bool else own.numpy()
-        prompts = rows.prompt_of_row[planned.rows].numpy()
         return cls(packed, prompts, own.shape[1], planned.forked, gradients)
 
     @property

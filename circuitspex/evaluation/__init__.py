@@ -3,4 +3,4 @@
 from circuitspex.evaluation import store
 from circuitspex.evaluation.evaluation import Evaluation, Progress, describe_evaluation
 from circuitspex.evaluation.noise_floor import noise_floor
-from circuitspex.evaluation.runner import LocalRunner, Pass, Rows, Runner, Workers
+from circuitspex.evaluation.runner import LocalRunner, Runner, Workers

@@ -5,19 +5,19 @@ its batch is done, so whatever interrupts a run, nothing finished is evaluated a
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex._shared import GRADIENT_COST, check_gates, check_masks
-from circuitspex.ablation import Ablated
+from circuitspex.ablation import Ablated, Rows
 from circuitspex.errors import BudgetError, MaskError, NonFiniteError
-from circuitspex.evaluation.runner import LocalRunner, Rows, Runner
+from circuitspex.evaluation.runner import LocalRunner, Runner
 from circuitspex.evaluation.store import Store
 from circuitspex.models import describe_model
 from circuitspex.tasks import Metric, Task, identify
@@ -85,8 +85,7 @@ class Evaluation:
             The metric, mask by mask and prompt by prompt, in double precision on the CPU.
         """
         masks = check_masks(masks, self.n_units)
-        prompts = repeat(torch.arange(self.n_prompts), "prompts -> masks prompts", masks=len(masks))
-        return self._evaluate(masks, prompts)
+        return self._evaluate(masks, torch.arange(self.n_prompts).expand(len(masks), -1))
 
     def sample(
         self,
@@ -147,8 +146,7 @@ class Evaluation:
             :data:`~circuitspex._shared.protocols.GRADIENT_COST` evaluations.
         """
         gates = check_gates(masks, self.n_units)
-        every = torch.arange(self.n_prompts)
-        prompts = repeat(every, "prompts -> masks prompts", masks=len(gates))
+        prompts = torch.arange(self.n_prompts).expand(len(gates), -1)
         values, gradients = self._differentiate(gates, prompts, average=True)
         return values.mean(dim=1), gradients.squeeze(1)
 
@@ -187,29 +185,22 @@ class Evaluation:
     def _evaluate(
         self, masks: Bool[Tensor, "masks units"], prompts: Int[Tensor, "masks drawn"]
     ) -> Float[Tensor, "masks drawn"]:
-        drawn = prompts.shape[1]
-        step = max(1, _LOOK_UP_BYTES // max(1, drawn * self.n_units))
-        values = torch.full(prompts.shape, torch.nan, dtype=torch.float64)
         masks = masks.cpu()
-        for start in range(0, len(masks), step):
-            part = slice(start, start + step)
-            values[part] = self._evaluate_part(masks[part], prompts[part])
+        values = torch.full(prompts.shape, torch.nan, dtype=torch.float64)
+        for part in self._parts(prompts, bytes_per_row=self.n_units):
+            asked = Rows.of_table(masks[part], prompts[part])
+            some, found = self.store.look_up(asked.own_masks, asked.prompt_of_row)
+            self._count_replayed(found)
+            missing = (~found).nonzero().squeeze(1)
+            rows = asked.take(missing)
+            for done, value in self._runner.values(rows):
+                some[missing[done]], finite = value, value.isfinite()
+                known = rows.take(done[finite])
+                self.store.append(known.own_masks, known.prompt_of_row, value[finite])
+                self._count_evaluated(done)
+            values[part] = some.reshape(values[part].shape)
         self._refuse_non_finite(masks, prompts, values)
         return values
-
-    def _evaluate_part(self, masks: Tensor, prompts: Tensor) -> Tensor:
-        drawn = prompts.shape[1]
-        mask_of_row = repeat(torch.arange(len(masks)), "masks -> (masks drawn)", drawn=drawn)
-        prompt_of_row = rearrange(prompts, "masks drawn -> (masks drawn)")
-        values, found = self.store.look_up(masks[mask_of_row], prompt_of_row)
-        n_found = int(found.sum())
-        if n_found:
-            self.n_replayed += n_found
-            self._progress(0, n_found)
-        rows = (~found).nonzero().squeeze(1)
-        if len(rows):
-            values[rows] = self._run(Rows(masks, mask_of_row[rows], prompt_of_row[rows]))
-        return rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn)
 
     def _differentiate(
         self,
@@ -219,63 +210,54 @@ class Evaluation:
         average: bool = False,
     ) -> tuple[Float[Tensor, "masks drawn"], Float[Tensor, "masks drawn_or_1 units"]]:
         gates, drawn = gates.cpu(), prompts.shape[1]
-        step = max(1, _LOOK_UP_BYTES // max(1, 4 * drawn * self.n_units))
         values = torch.full(prompts.shape, torch.nan, dtype=torch.float64)
         shape = (len(gates), 1 if average else drawn, self.n_units)
         gradients = torch.full(shape, torch.nan, dtype=torch.float32)
-        for start in range(0, len(gates), step):
-            part = slice(start, start + step)
-            values[part], each = self._differentiate_part(gates[part], prompts[part])
+        for part in self._parts(prompts, bytes_per_row=4 * self.n_units):
+            some, slopes = self._differentiate_rows(Rows.of_table(gates[part], prompts[part]))
+            values[part] = some.reshape(values[part].shape)
+            each = rearrange(slopes, "(masks drawn) units -> masks drawn units", drawn=drawn)
             gradients[part] = each.mean(dim=1, keepdim=True) if average else each
         self._refuse_non_finite(gates > 0, prompts, values, "values or gradients")
         return values, gradients
 
-    def _differentiate_part(self, gates: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = prompts.shape[1]
-        mask_of_row = repeat(torch.arange(len(gates)), "masks -> (masks drawn)", drawn=drawn)
-        prompt_of_row = rearrange(prompts, "masks drawn -> (masks drawn)")
-        values, gradients, found = self._recall(gates[mask_of_row], prompt_of_row)
-        missing = (~found).nonzero().squeeze(1)
-        rows = Rows(gates, mask_of_row[missing], prompt_of_row[missing])
+    def _differentiate_rows(self, asked: Rows) -> tuple[Tensor, Tensor]:
+        is_kept = asked.masks.dtype == torch.bool  # fractions are too many to be asked for again
+        if is_kept:
+            found = self.store.look_up_gradients(asked.own_masks, asked.prompt_of_row)
+            values, gradients, is_known = found
+            self._count_replayed(is_known, GRADIENT_COST)
+            missing = (~is_known).nonzero().squeeze(1)
+        else:
+            values = torch.full((len(asked),), torch.nan, dtype=torch.float64)
+            gradients = torch.full((len(asked), self.n_units), torch.nan, dtype=torch.float32)
+            missing = torch.arange(len(asked))
+        rows = asked.take(missing)
         for done, value, gradient in self._runner.gradients(rows):
             here, finite = missing[done], value.isfinite() & gradient.isfinite().all(dim=1)
             values[here], gradients[here] = value.where(finite, torch.nan), gradient
-            if gates.dtype == torch.bool:
-                known = done[finite]
+            if is_kept:
+                known = rows.take(done[finite])
                 self.store.append_gradients(
-                    rows.own_masks(known),
-                    rows.prompt_of_row[known],
-                    value[finite],
-                    gradient[finite],
+                    known.own_masks, known.prompt_of_row, value[finite], gradient[finite]
                 )
-            self.n_evaluated += GRADIENT_COST * len(done)
-            self._progress(GRADIENT_COST * len(done), 0)
-        return (
-            rearrange(values, "(masks drawn) -> masks drawn", drawn=drawn),
-            rearrange(gradients, "(masks drawn) units -> masks drawn units", drawn=drawn),
-        )
+            self._count_evaluated(done, GRADIENT_COST)
+        return values, gradients
 
-    def _recall(self, gates: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if gates.dtype != torch.bool:  # fractions are too many to be asked for again
-            values = torch.full((len(gates),), torch.nan, dtype=torch.float64)
-            gradients = torch.full(gates.shape, torch.nan, dtype=torch.float32)
-            return values, gradients, torch.zeros(len(gates), dtype=torch.bool)
-        values, gradients, found = self.store.look_up_gradients(gates, prompts)
-        n_found = int(found.sum())
+    def _parts(self, prompts: Tensor, bytes_per_row: int) -> Iterator[slice]:
+        """Yield masks of which few enough come at once."""
+        step = max(1, _LOOK_UP_BYTES // max(1, prompts.shape[1] * bytes_per_row))
+        yield from (slice(start, start + step) for start in range(0, len(prompts), step))
+
+    def _count_evaluated(self, rows: Tensor, cost: int = 1) -> None:
+        self.n_evaluated += cost * len(rows)
+        self._progress(cost * len(rows), 0)
+
+    def _count_replayed(self, found: Tensor, cost: int = 1) -> None:
+        n_found = cost * int(found.sum())
         if n_found:
-            self.n_replayed += GRADIENT_COST * n_found
-            self._progress(0, GRADIENT_COST * n_found)
-        return values, gradients, found
-
-    def _run(self, rows: Rows) -> Tensor:
-        values = torch.full((len(rows),), torch.nan, dtype=torch.float64)
-        for done, value in self._runner.values(rows):
-            values[done], finite = value, value.isfinite()
-            known = done[finite]
-            self.store.append(rows.own_masks(known), rows.prompt_of_row[known], value[finite])
-            self.n_evaluated += len(done)
-            self._progress(len(done), 0)
-        return values
+            self.n_replayed += n_found
+            self._progress(0, n_found)
 
     def _refuse_non_finite(
         self, masks: Tensor, prompts: Tensor, values: Tensor, what: str = "values"

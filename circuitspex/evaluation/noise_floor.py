@@ -8,7 +8,8 @@ are to those of finer weights: an error that every batch makes alike does not sh
 
 import torch
 
-from circuitspex.evaluation.runner import LocalRunner, Pass, Rows
+from circuitspex.ablation import Pass, Rows
+from circuitspex.evaluation.runner import LocalRunner
 
 _PROMPTS = 4
 _SIZES = (1, 2, 8, 32)

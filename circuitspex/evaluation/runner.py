@@ -7,47 +7,16 @@ as the same rows run together.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitspex.ablation import Ablated, Room, answer_logits
+from circuitspex.ablation import Ablated, Pass, Room, Rows, answer_logits
 from circuitspex.errors import TaskError
 from circuitspex.tasks import Metric, Targets, Task, tokens_read
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Masks on prompts: row i is mask ``mask_of_row[i]`` on prompt ``prompt_of_row[i]``."""
-
-    masks: Bool[Tensor, "masks units"] | Float[Tensor, "masks units"]
-    """Keep-masks; or gates between 0 and 1, where gradients are wanted."""
-    mask_of_row: Int[Tensor, " rows"]
-    prompt_of_row: Int[Tensor, " rows"]
-    """Index into the task's prompts."""
-
-    def __len__(self) -> int:
-        return len(self.prompt_of_row)
-
-    def own_masks(
-        self, rows: Int[Tensor, " _"] | slice
-    ) -> Bool[Tensor, "_ units"] | Float[Tensor, "_ units"]:
-        """Return the mask of every one of some rows."""
-        return self.masks[self.mask_of_row[rows]]
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """Rows that go through the model together."""
-
-    rows: Int[Tensor, " pass"]
-    """Which ones."""
-    forked: bool = False
-    """Whether masks share layers."""
 
 
 @runtime_checkable
@@ -112,20 +81,13 @@ class LocalRunner:
         Yields:
             Rows that ran together and their values, in double precision on the CPU.
         """
-        for members, here in self._by_length(rows):
-            prompt_of_row = rows.prompt_of_row[here]
-            read = self._tokens_read(members)
+        for prompts, tokens, here, some in self._by_length(rows):
+            read = self._tokens_read(prompts)
             stream = self.ablated.stream(
-                torch.stack([self.task.tokens[i] for i in members]),
-                rows.masks,
-                torch.searchsorted(members, prompt_of_row),
-                rows.mask_of_row[here],
-                prompt_ids=members,
-                columns=read,
-                forked=None if planned is None else planned.forked,
+                tokens, some, prompt_ids=prompts, columns=read, planned=planned
             )
             for done, logits in stream:
-                values = self._metric_of(logits, prompt_of_row[done], read)
+                values = self._measure(logits, prompts[some.prompt_of_row[done]], read)
                 yield here[done], values.detach().double().cpu()
 
     def gradients(
@@ -135,68 +97,46 @@ class LocalRunner:
 
         Args:
             rows: Masks, or gates between 0 and 1, on prompts.
-            planned: The pass that these rows are, if :meth:`gradient_passes` named it.
+            planned: The pass that these rows are, if :meth:`passes` named it.
 
         Yields:
             Rows that ran together, their values in double precision and the derivatives by all
             gates in single precision, on the CPU.
         """
-        for members, here in self._by_length(rows):
-            prompt_of_row = rows.prompt_of_row[here]
+        for prompts, tokens, here, some in self._by_length(rows):
+            prompt_of_row = prompts[some.prompt_of_row]
 
-            def measure(logits: Tensor, part: slice, prompts: Tensor = prompt_of_row) -> Tensor:
-                return self._metric_of(logits, prompts[part])
+            def measure(logits: Tensor, done: Tensor, prompts: Tensor = prompt_of_row) -> Tensor:
+                return self._measure(logits, prompts[done])
 
             stream = self.ablated.stream_gradients(
-                torch.stack([self.task.tokens[i] for i in members]),
-                rows.masks,
-                torch.searchsorted(members, prompt_of_row),
-                rows.mask_of_row[here],
-                measure,
-                prompt_ids=members,
-                at_once=planned is not None,
+                tokens, some, measure, prompt_ids=prompts, planned=planned
             )
-            for part, (values, gradients) in stream:
-                yield here[part], values.double().cpu(), gradients.float().cpu()
+            for done, values, gradients in stream:
+                yield here[done], values.double().cpu(), gradients.float().cpu()
 
-    def passes(self, rows: Rows) -> Iterator[Pass]:
-        """Say which rows :meth:`values` runs together.
-
-        Args:
-            rows: Masks on prompts.
-
-        Yields:
-            Passes, of which each can be run by itself, anywhere, to the same bits.
-        """
-        for members, here in self._by_length(rows):
-            planned = self.ablated.passes(
-                rows.masks,
-                torch.searchsorted(members, rows.prompt_of_row[here]),
-                rows.mask_of_row[here],
-                len(self.task.tokens[int(members[0])]),
-            )
-            yield from (Pass(here[part], forked) for part, forked in planned)
-
-    def gradient_passes(self, rows: Rows) -> Iterator[Pass]:
-        """Say which rows :meth:`gradients` runs together.
+    def passes(self, rows: Rows, *, gradients: bool = False) -> Iterator[Pass]:
+        """Say which rows :meth:`values`, or :meth:`gradients`, runs together.
 
         Args:
             rows: Masks, or gates between 0 and 1, on prompts.
+            gradients: Whether gradients are wanted.
 
         Yields:
             Passes, of which each can be run by itself, anywhere, to the same bits.
         """
-        for members, here in self._by_length(rows):
-            n_positions = len(self.task.tokens[int(members[0])])
-            planned = self.ablated.gradient_passes(len(here), n_positions)
-            yield from (Pass(here[part]) for part in planned)
+        for _, tokens, here, some in self._by_length(rows):
+            for planned in self.ablated.passes(some, tokens.shape[1], gradients=gradients):
+                yield Pass(here[planned.rows], planned.forked)
 
-    def _by_length(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all prompts of one length, and the rows whose prompts these are."""
-        for members in self._prompts_by_length.values():
-            here = torch.isin(rows.prompt_of_row, members).nonzero().squeeze(1)
+    def _by_length(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor, Rows]]:
+        """Yield all prompts of one length, their tokens, which rows run them, and these rows."""
+        for prompts in self._prompts_by_length.values():
+            here = torch.isin(rows.prompt_of_row, prompts).nonzero().squeeze(1)
             if len(here):
-                yield members, here
+                tokens = torch.stack([self.task.tokens[i] for i in prompts])
+                which = torch.searchsorted(prompts, rows.prompt_of_row[here])
+                yield prompts, tokens, here, Rows(rows.masks, rows.mask_of_row[here], which)
 
     def _tokens_read(self, prompts: Tensor) -> Tensor | None:
         if tokens_read(self.metric) == "all":
@@ -205,7 +145,7 @@ class LocalRunner:
         answers = torch.tensor(self.task.answers)[prompts]
         return torch.cat([answers, wrong[prompts][is_wrong[prompts]]]).unique()
 
-    def _metric_of(self, logits: Tensor, prompts: Tensor, read: Tensor | None = None) -> Tensor:
+    def _measure(self, logits: Tensor, prompts: Tensor, read: Tensor | None = None) -> Tensor:
         answers = torch.tensor(self.task.answers)[prompts]
         wrong, is_wrong = (table[prompts] for table in self.task.wrong_table)
         if read is not None:

@@ -1,6 +1,8 @@
 """Batched ablation against one mask at a time, and the model as it was on every way out."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -20,7 +22,8 @@ from tiny_models import ARCHITECTURES, D_VOCAB, make_hf_model, make_tiny, warm_u
 from torch.testing import assert_close
 
 from circuitspex import models
-from circuitspex.ablation.ablated import Ablated, ablate, answer_logits
+from circuitspex.ablation import Rows, ablate, answer_logits
+from circuitspex.ablation.hooks import HookedModel
 from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
 from circuitspex.errors import AblationError, HookError, MaskError, UnitError
 from circuitspex.units import replacements
@@ -421,6 +424,45 @@ def test_training_flags_come_back_module_by_module():
         assert_close(ablated(tokens, all_ablated(8)), ablated(tokens, all_ablated(8)))
 
 
+def test_gradients_leave_every_parameter_as_it_was():
+    model = make_tiny("gpt2")
+    parameters = list(model.original_model.parameters())
+    for parameter in parameters[::2]:
+        parameter.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in parameters]
+    assert {*before} == {True, False}
+    tokens, rows = random_tokens(model, 1, 5), torch.arange(4)
+    asked, during = Rows(random_masks(4, 8), rows, 0 * rows), []
+
+    def measure(logits, done):
+        during.append(any(parameter.requires_grad for parameter in parameters))
+        return logits[:, 0] if len(during) < 3 else logits[:, 0] / [][0]
+
+    with ablate(model, heads(model), batch_size=2) as ablated:
+        for _ in ablated.stream_gradients(tokens, asked, measure):
+            assert [parameter.requires_grad for parameter in parameters] == before
+        with pytest.raises(IndexError, match="list index out of range"):
+            next(ablated.stream_gradients(tokens, asked, measure))
+    assert during == [False] * 3
+    assert [parameter.requires_grad for parameter in parameters] == before
+
+
+def test_stand_ins_are_dropped_with_the_block(gpt2):
+    kept = []
+
+    class Noted(replacements.Resample):
+        def combine(self, activations):
+            kept.append(weakref.ref(activations))
+            return activations
+
+    block = ablate(gpt2, heads(gpt2), Noted(tuple(random_tokens(gpt2, 2, 5))))
+    with block:
+        gc.collect()
+        assert [ref() is None for ref in kept] == [False, False]
+    gc.collect()
+    assert [ref() is None for ref in kept] == [True, True]
+
+
 def test_inside_the_block_the_model_itself_is_intact(gpt2):
     tokens = random_tokens(gpt2, 2, 5)
     intact = gpt2(tokens)
@@ -440,7 +482,7 @@ def test_between_batches_the_model_itself_is_intact(gpt2):
     intact = gpt2(tokens)
     rows = torch.zeros(4, dtype=torch.long)
     with ablate(gpt2, units, batch_size=2) as ablated:
-        for _, logits in ablated.stream(tokens, all_ablated(8), rows, rows):
+        for _, logits in ablated.stream(tokens, Rows(all_ablated(8), rows, rows)):
             assert_close(gpt2(tokens), intact, rtol=0, atol=0)
             assert (logits - intact[:, -1]).abs().max() > 1e-2
 
@@ -561,7 +603,7 @@ def test_compatibility_mode_works_and_ablates_once(monkeypatch):
     model.enable_compatibility_mode()
     warm_up(model)
     calls: list[str] = []
-    add_hook = Ablated._hook
+    add_hook = HookedModel._ablating
 
     def counted(self, site):
         ablate_site = add_hook(self, site)
@@ -572,7 +614,7 @@ def test_compatibility_mode_works_and_ablates_once(monkeypatch):
 
         return count
 
-    monkeypatch.setattr(Ablated, "_hook", counted)
+    monkeypatch.setattr(HookedModel, "_ablating", counted)
     units = heads(model) + mlps(model)
     masks = random_masks(4, len(units))
     with leaves_as_it_was(model), ablate(model, units) as ablated:

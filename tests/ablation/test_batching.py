@@ -31,10 +31,17 @@ class Memory:
         return list(range(rows.start, rows.stop))
 
 
+def run_all(batcher: Batcher, rows: slice, memory: Memory):
+    """Yield every batch that fitted with what it gave."""
+    for batch in batcher(rows, 7):
+        with batch:
+            yield batch.rows, memory(batch.rows)
+
+
 @pytest.mark.parametrize("n_rows", [0, 1, 3, 4, 5, 8])
 def test_every_row_runs_once_and_in_order(n_rows):
     memory = Memory(holds=100)
-    parts = list(Batcher(None, batch_size=4)(n_rows, 7, memory))
+    parts = list(run_all(Batcher(None, batch_size=4), slice(0, n_rows), memory))
     assert [row for _, result in parts for row in result] == list(range(n_rows))
     assert all(list(range(rows.start, rows.stop)) == result for rows, result in parts)
     assert all(size <= 4 for size in memory.asked)
@@ -43,7 +50,7 @@ def test_every_row_runs_once_and_in_order(n_rows):
 def test_batches_are_halved_until_they_fit_and_finished_rows_stay():
     memory = Memory(holds=3)
     batcher = Batcher(None, batch_size=16)
-    parts = list(batcher(10, 7, memory))
+    parts = list(run_all(batcher, slice(0, 10), memory))
     assert memory.finished == list(range(10)), "a row ran twice, or not at all"
     assert memory.asked == [10, 5, 2, 2, 2, 2, 2]
     assert [result for _, result in parts] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
@@ -53,7 +60,7 @@ def test_batches_are_halved_until_they_fit_and_finished_rows_stay():
 def test_memory_that_runs_out_later_loses_nothing():
     memory = Memory(holds=8)
     done = []
-    for rows, result in Batcher(None, batch_size=8)(20, 7, memory):
+    for rows, result in run_all(Batcher(None, batch_size=8), slice(0, 20), memory):
         done += result
         if rows.stop == 8:
             memory.holds = 3
@@ -62,10 +69,8 @@ def test_memory_that_runs_out_later_loses_nothing():
 
 def test_chosen_rows_run_alone():
     memory = Memory(holds=100)
-    assert [rows for rows, _ in Batcher(None, batch_size=4)(slice(3, 9), 7, memory)] == [
-        slice(3, 7),
-        slice(7, 9),
-    ]
+    parts = run_all(Batcher(None, batch_size=4), slice(3, 9), memory)
+    assert [rows for rows, _ in parts] == [slice(3, 7), slice(7, 9)]
     assert memory.finished == [3, 4, 5, 6, 7, 8]
 
 
@@ -80,14 +85,14 @@ def test_chosen_rows_run_alone():
 )
 def test_every_kind_of_full_memory_is_known(error):
     memory = Memory(holds=2, error=error)
-    assert len(list(Batcher(None, batch_size=8)(8, 7, memory))) == 4
+    assert len(list(run_all(Batcher(None, batch_size=8), slice(0, 8), memory))) == 4
 
 
 def test_a_single_row_that_does_not_fit_says_so():
     memory = Memory(holds=0)
     words = r"not even one row of 7 tokens fits into memory: CUDA out of memory\. Use a shorter"
     with pytest.raises(OutOfMemoryError, match=words) as raised:
-        list(Batcher(None, batch_size=4)(4, 7, memory))
+        list(run_all(Batcher(None, batch_size=4), slice(0, 4), memory))
     assert memory.asked == [4, 2, 1]
     assert raised.value.__cause__ is memory.error
 
@@ -103,7 +108,7 @@ def test_a_single_row_that_does_not_fit_says_so():
 def test_other_errors_pass_at_once(error):
     memory = Memory(holds=0, error=error)
     with pytest.raises(type(error), match="shapes differ"):
-        list(Batcher(None, batch_size=4)(4, 7, memory))
+        list(run_all(Batcher(None, batch_size=4), slice(0, 4), memory))
     assert memory.asked == [4]
 
 

@@ -10,8 +10,8 @@ from tiny_models import ARCHITECTURES, make_tiny
 from torch.testing import assert_close
 
 from circuitspex import models
-from circuitspex.ablation.ablated import ablate
-from circuitspex.ablation.forking import Forest, plan
+from circuitspex.ablation import Rows, ablate
+from circuitspex.ablation.forking import SharedLayers, plan
 from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
 from circuitspex.errors import ForkWarning
 from circuitspex.units import replacements
@@ -69,8 +69,8 @@ def draw_rows(seed):
     return masks, prompts, which, layer_of_unit
 
 
-def passes(forest: Forest, batch_size: int):
-    for tree in forest.trees():
+def passes(shared: SharedLayers, batch_size: int):
+    for tree in shared.groups():
         for start in range(tree.start, tree.stop, batch_size):
             yield slice(start, min(start + batch_size, tree.stop))
 
@@ -79,54 +79,54 @@ def passes(forest: Forest, batch_size: int):
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_plans_run_each_prefix_once_a_pass(seed, batch_size):
     masks, prompts, which, layer_of_unit = draw_rows(seed)
-    forest = plan(masks, prompts, which, layer_of_unit, n_layers=6)
+    shared = plan(masks, prompts, which, layer_of_unit, n_layers=6)
     total, n_passes = 0, 0
-    for leaves in passes(forest, batch_size):
+    for leaves in passes(shared, batch_size):
         n_passes += 1
-        fork = forest.fork(leaves)
-        own = [masks[i] for i in forest.masks[leaves]]
+        fork = shared.fork(leaves)
+        own = [masks[i] for i in shared.masks[leaves]]
         alive = 1
         for layer in range(6):
             alive = len(fork.alive[layer]) if layer in fork.alive else alive
             assert alive == len({prefix(mask, layer_of_unit, layer) for mask in own})
             total += alive
         assert alive == len(own) <= batch_size
-    assert forest.row_layers(batch_size) == total
-    assert forest.n_passes(batch_size) == n_passes
+    assert shared.row_layers(batch_size) == total
+    assert shared.n_passes(batch_size) == n_passes
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_row_descends_from_rows_with_its_own_past(seed):
     masks, prompts, which, layer_of_unit = draw_rows(seed)
-    forest = plan(masks, prompts, which, layer_of_unit, n_layers=5)
-    for leaves in passes(forest, 16):
-        fork = forest.fork(leaves)
+    shared = plan(masks, prompts, which, layer_of_unit, n_layers=5)
+    for leaves in passes(shared, 16):
+        fork = shared.fork(leaves)
         pasts: list[tuple] = [()]  # of every row alive, what was ablated so far
         for layer in sorted(fork.alive):
             if layer in fork.grow:
                 pasts = [pasts[i] for i in fork.grow[layer].tolist()]
             assert len(pasts) == len(fork.alive[layer])
             for row, leaf in enumerate(fork.alive[layer].tolist()):
-                mask = masks[forest.masks[leaves][leaf]]
+                mask = masks[shared.masks[leaves][leaf]]
                 pasts[row] += tuple(mask[layer_of_unit == layer].tolist())
         order = layer_of_unit.argsort(stable=True)
-        assert pasts == [tuple(masks[i][order].tolist()) for i in forest.masks[leaves]]
+        assert pasts == [tuple(masks[i][order].tolist()) for i in shared.masks[leaves]]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_leaves_stand_for_every_row_once(seed):
     masks, prompts, which, layer_of_unit = draw_rows(seed)
-    forest = plan(masks, prompts, which, layer_of_unit, n_layers=5)
+    shared = plan(masks, prompts, which, layer_of_unit, n_layers=5)
     seen = []
-    for leaves in passes(forest, 4):
-        rows, leaf = forest.rows_of(leaves)
+    for leaves in passes(shared, 4):
+        rows, leaf = shared.rows_of(leaves)
         seen += rows.tolist()
-        assert torch.equal(prompts[rows], forest.prompts[leaves][leaf])
-        assert torch.equal(masks[which[rows]], masks[forest.masks[leaves]][leaf])
-        assert len({*forest.prompts[leaves].tolist()}) == 1
+        assert torch.equal(prompts[rows], shared.prompts[leaves][leaf])
+        assert torch.equal(masks[which[rows]], masks[shared.masks[leaves]][leaf])
+        assert len({*shared.prompts[leaves].tolist()}) == 1
     assert sorted(seen) == list(range(90))
     distinct = {(int(p), tuple(masks[m].tolist())) for p, m in zip(prompts, which, strict=True)}
-    assert len(forest.masks) == len(distinct) < 90
+    assert len(shared.masks) == len(distinct) < 90
 
 
 def test_wide_masks_are_packed_in_parts(monkeypatch):
@@ -138,20 +138,56 @@ def test_wide_masks_are_packed_in_parts(monkeypatch):
     assert torch.equal(parts.splits, whole.splits)
 
 
+KEPT = {"A": "111", "B": "110", "C": "100"}
+"""By layer: C differs from B in layer 1, B from A in layer 2."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "row_layers", "n_passes"),
+    [
+        (["0A", "0C", "0B"], 3, 3 + 2 + 1, 1),
+        (["0A", "0C", "0B"], 2, 3 + 2 + 3, 2),
+        (["0A", "0C", "0B"], 1, 3 + 3 + 3, 3),
+        (["0A", "0B", "0A", "0B"], 4, 3 + 1, 1),  # the same row twice is one leaf
+        (["0A", "0C"], 2, 3 + 2, 1),  # B, which is between them, is on no row
+        (["1B", "0C", "1A", "0A"], 4, 3 + 2 + 3 + 1, 2),  # one pass per prompt
+    ],
+)
+def test_small_plans_counted_by_hand(rows, batch_size, row_layers, n_passes):
+    layer_of_unit = torch.tensor([2, 0, 1])  # masks do not come in the order of layers
+    masks = torch.tensor([[c == "1" for c in KEPT[name]] for name in "ABC"])[:, layer_of_unit]
+    which = torch.tensor(["ABC".index(row[1]) for row in rows])
+    prompts = torch.tensor([int(row[0]) for row in rows])
+    shared = plan(masks, prompts, which, layer_of_unit, n_layers=3)
+    assert shared.row_layers(batch_size) == row_layers
+    assert shared.n_passes(batch_size) == n_passes
+    assert shared.alive(batch_size) == row_layers / (3 * len({*rows}))
+
+
+def test_what_a_plan_saves_counts_started_passes_as_whole_ones():
+    rows = torch.arange(3)
+    masks = torch.tensor([[c == "1" for c in KEPT[name]] for name in "ABC"])
+    shared = plan(masks, 0 * rows, rows, rows, n_layers=3)
+    a_pass = 3 * 2 / 32  # beyond its rows: a 32nd of a full flat batch, here of two rows
+    flat = 3 * 3 + 2 * a_pass  # three rows take two batches of two
+    assert shared.saving(3, 2) == pytest.approx(1 - (6 + a_pass) / flat, abs=1e-12)
+    assert shared.saving(2, 2) == pytest.approx(1 - (8 + 2 * a_pass) / flat, abs=1e-12)
+
+
 def test_no_rows_make_no_trees():
     nothing = torch.zeros(0, dtype=torch.long)
-    forest = plan(torch.zeros(0, 3, dtype=torch.bool), nothing, nothing, torch.tensor([0, 1, 1]), 2)
-    assert list(forest.trees()) == []
-    assert (forest.row_layers(4), forest.n_passes(4), forest.saving(4, 4)) == (0, 0, 0)
-    assert forest.alive(4) == 1
+    shared = plan(torch.zeros(0, 3, dtype=torch.bool), nothing, nothing, torch.tensor([0, 1, 1]), 2)
+    assert list(shared.groups()) == []
+    assert (shared.row_layers(4), shared.n_passes(4), shared.saving(4, 4)) == (0, 0, 0)
+    assert shared.alive(4) == 1
 
 
 def ratio(sets, layers, batch_size=10**6):
     """Row-layers of the flat batch by those of a forked one: 30 layers of 9 units, one prompt."""
     masks, rows = ablate_only(sets, 270), torch.arange(len(sets))
-    forest = plan(masks, torch.zeros_like(rows), rows, torch.arange(270) // 9, 30)
-    assert forest.layers == tuple(range(30))
-    return len(sets) * 30 / forest.row_layers(batch_size)
+    shared = plan(masks, torch.zeros_like(rows), rows, torch.arange(270) // 9, 30)
+    assert shared.layers == tuple(range(30))
+    return len(sets) * 30 / shared.row_layers(batch_size)
 
 
 def test_the_limits_of_deletion_designs():
@@ -168,8 +204,8 @@ def test_the_limits_of_deletion_designs():
 def test_what_shares_nothing_is_not_worth_sorting():
     rows = torch.arange(200)
     masks = random_masks(200, 60, keep_rate=0.5)
-    forest = plan(masks, 0 * rows, rows, torch.arange(60) // 30, 2)
-    assert forest.saving(64, 64) < 0.02
+    shared = plan(masks, 0 * rows, rows, torch.arange(60) // 30, 2)
+    assert shared.saving(64, 64) < 0.02
     few = plan(masks[:8], torch.arange(8), rows[:8], torch.arange(60) // 30, 2)
     assert few.saving(64, 64) < 0, "eight prompts need eight passes where one does flat"
 
@@ -254,7 +290,7 @@ def test_rows_of_chosen_masks_on_chosen_prompts(gpt2):
     prompts = torch.randint(0, 3, (80,), generator=rng)
     which = torch.randint(0, len(masks), (80,), generator=rng)
     with ablate(gpt2, units, batch_size=8) as ablated:
-        batches = list(ablated.stream(tokens, masks, prompts, which))
+        batches = list(ablated.stream(tokens, Rows(masks, which, prompts)))
         table = ablated(tokens, masks)
     assert all(len(rows) == len(logits) <= 8 for rows, logits in batches)
     rows = torch.cat([rows for rows, _ in batches])
@@ -271,7 +307,7 @@ def test_identical_rows_run_once_and_batches_stay_small(gpt2):
         count = [("unembed.hook_in", lambda t, hook: rows_out.append(len(t)))]
         with gpt2.hooks(fwd_hooks=count):
             rows = torch.arange(40)
-            batches = list(ablated.stream(tokens, masks, 0 * rows, rows))
+            batches = list(ablated.stream(tokens, Rows(masks, rows, 0 * rows)))
     assert rows_out == [2]
     assert max(len(logits) for _, logits in batches) <= 4
     assert sum(len(logits) for _, logits in batches) == 40
@@ -281,7 +317,7 @@ def test_rows_that_share_little_stay_in_the_callers_order(gpt2):
     masks, tokens = random_masks(6, 8, keep_rate=0.5), random_tokens(gpt2, 1, 5)
     rows = torch.arange(6)
     with ablate(gpt2, heads(gpt2)) as ablated:
-        batches = list(ablated.stream(tokens, masks, 0 * rows, rows))
+        batches = list(ablated.stream(tokens, Rows(masks, rows, 0 * rows)))
     assert [rows.tolist() for rows, _ in batches] == [[0, 1, 2, 3, 4, 5]]
 
 
@@ -357,7 +393,7 @@ def test_a_model_whose_layers_need_all_rows_runs_flat(gpt2):
 def test_a_model_without_block_inputs_runs_flat(monkeypatch):
     model = make_tiny("gpt2")
     monkeypatch.setattr(
-        "circuitspex.ablation.ablated._WAYS_TO_FORK",
+        "circuitspex.ablation.ablated.WAYS_TO_FORK",
         (lambda layer: f"blocks.{layer}.hook_nowhere",),
     )
     assert "HookError" in gives_the_flat_values(model, heads(model))

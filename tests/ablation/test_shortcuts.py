@@ -8,7 +8,7 @@ from slow_truth import random_masks, random_tokens, slow_logits, slow_table
 from tiny_models import ARCHITECTURES, D_VOCAB, make_tiny
 from torch.testing import assert_close
 
-from circuitspex.ablation.ablated import ablate
+from circuitspex.ablation import Rows, ablate
 from circuitspex.units import replacements
 from circuitspex.units.units import Head, Neuron, UnitSet, heads, mlps
 
@@ -52,7 +52,7 @@ def stream(ablated, tokens, masks, columns=None, ends=None):
     """Logits of every mask on every prompt, (masks, prompts, columns)."""
     prompts = torch.arange(len(tokens)).repeat(len(masks))
     which = torch.arange(len(masks)).repeat_interleave(len(tokens))
-    parts = list(ablated.stream(tokens, masks, prompts, which, ends, columns=columns))
+    parts = list(ablated.stream(tokens, Rows(masks, which, prompts), ends, columns=columns))
     order = torch.cat([rows for rows, _ in parts]).argsort()
     logits = torch.cat([logits for _, logits in parts])[order]
     return logits.reshape(len(masks), len(tokens), -1)
@@ -104,8 +104,9 @@ def test_gradients_take_the_shortcut_too(gpt2):
     gates, rows = torch.rand(3, len(units)), torch.arange(3)
 
     def gradients(ablated):
-        stream = ablated.stream_gradients(tokens, gates, 0 * rows, rows, lambda v, r: v[:, 4])
-        return torch.cat([gradient for _, (_, gradient) in stream])
+        asked = Rows(gates, rows, 0 * rows)
+        stream = ablated.stream_gradients(tokens, asked, lambda logits, rows: logits[:, 4])
+        return torch.cat([gradient for _, _, gradient in stream])
 
     with ablate(gpt2, units) as ablated, seen_by_torch(gpt2) as shapes:
         short = gradients(ablated)

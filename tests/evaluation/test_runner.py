@@ -8,10 +8,10 @@ import torch
 from conftest import shared_tiny
 from slow_truth import random_tokens
 
-from circuitspex.ablation.ablated import ablate
+from circuitspex.ablation import Rows, ablate
 from circuitspex.ablation.batching import Batcher, Room, rows_that_fit
 from circuitspex.algebra.masks import ablate_only
-from circuitspex.evaluation.runner import LocalRunner, Rows
+from circuitspex.evaluation.runner import LocalRunner
 from circuitspex.tasks.metrics import METRICS, logit_difference
 from circuitspex.tasks.task import Task
 from circuitspex.units.replacements import resample
@@ -43,8 +43,8 @@ def random_rows(masks, n_prompts, n_rows=300):
 
 def part_of(rows, planned):
     """What somebody else would be given: the rows of a pass, with masks of their own."""
-    mask_of_row = torch.arange(len(planned.rows))
-    return Rows(rows.own_masks(planned.rows), mask_of_row, rows.prompt_of_row[planned.rows])
+    chosen = rows.take(planned.rows)
+    return Rows(chosen.own_masks, torch.arange(len(chosen)), chosen.prompt_of_row)
 
 
 def together(n_rows, parts):
@@ -91,7 +91,7 @@ def test_passes_of_gradients_run_alone_give_the_same_bits(gpt2):
             for done, _, grad in runner.gradients(rows)
             for i, g in zip(done, grad, strict=True)
         }
-        planned = list(runner.gradient_passes(rows))
+        planned = list(runner.passes(rows, gradients=True))
         for each in reversed(planned):
             (alone,) = runner.gradients(part_of(rows, each), each)
             assert torch.equal(alone[0], torch.arange(len(each.rows)))
@@ -133,14 +133,14 @@ def test_a_pass_is_one_batch_even_where_batches_are_small(gpt2):
 def test_a_pass_that_does_not_fit_is_halved():
     asked = []
 
-    def run(rows):
-        asked.append(rows.stop - rows.start)
-        if asked[-1] > 3:
-            raise MemoryError
-        return asked[-1]
-
-    batcher = Batcher(None, batch_size=1)
-    assert [n for _, n in batcher(slice(2, 10), 7, run, at_once=True)] == [2, 2, 2, 2]
+    done = []
+    for batch in Batcher(None, batch_size=1)(slice(2, 10), 7, at_once=True):
+        asked.append(len(batch))
+        with batch:
+            if len(batch) > 3:
+                raise MemoryError
+            done.append(len(batch))
+    assert done == [2, 2, 2, 2]
     assert asked == [8, 4, 2, 2, 2, 2]
 
 

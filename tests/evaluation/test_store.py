@@ -323,6 +323,22 @@ def test_no_gradients_are_fine(store):
     assert len(store) == 0
 
 
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_newer_gradients_of_a_row_win_also_when_files_are_merged(tmp_path, is_merged):
+    masks, prompts, values, gradients = make_gradient_rows(30)
+    newer, again = slice(10, 30), -gradients[10:]
+    expected = torch.cat([gradients[:10], again])
+    expected_values = torch.cat([values[:10], values[10:] + 1])
+    store = make_parquet_store(tmp_path)
+    store.append_gradients(masks, prompts, values, gradients)
+    store.append_gradients(masks[newer], prompts[newer], values[newer] + 1, again)
+    if is_merged:
+        store.close()
+        assert len(list(store.folder.glob("*.gradients.parquet"))) == 1
+    for known in (store, make_parquet_store(tmp_path)):
+        assert_known(known, masks, prompts, expected_values, expected)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_gates_between_0_and_1_are_refused(store):
     masks, prompts, values, gradients = make_gradient_rows(3)

@@ -18,8 +18,7 @@ from unittest.mock import patch
 import torch
 
 import circuitspex.runs  # noqa: F401 - imported before the fork
-from circuitspex.ablation.ablated import Ablated
-from circuitspex.ablation.batching import Batcher
+from circuitspex.ablation.hooks import HookedModel
 from circuitspex.cli import app
 from circuitspex.evaluation.runner import LocalRunner
 
@@ -88,7 +87,8 @@ def _count(path: Path, exits: ExitStack) -> None:
         ) -> Iterator[Any]:
             task = repr([tokens.tolist() for tokens in self.task.tokens]).encode()
             for done, *results in original(self, rows, planned):
-                masks, prompts = rows.own_masks(done).numpy(), rows.prompt_of_row[done].tolist()
+                known = rows.take(done)
+                masks, prompts = known.own_masks.numpy(), known.prompt_of_row.tolist()
                 keys = (
                     hashlib.blake2b(task + m.tobytes() + bytes([p]), digest_size=8).hexdigest()
                     for m, p in zip(masks, prompts, strict=True)
@@ -104,35 +104,32 @@ def _nothing(rng: random.Random, exits: ExitStack) -> None:
 
 
 def _slow(rng: random.Random, exits: ExitStack) -> None:
-    forward = Ablated._forward
+    forward = HookedModel.forward
 
     def wait(*args: Any, **options: Any) -> Any:
         time.sleep(0.05)
         return forward(*args, **options)
 
-    exits.enter_context(patch.object(Ablated, "_forward", wait))
+    exits.enter_context(patch.object(HookedModel, "forward", wait))
 
 
 def _out_of_memory(rng: random.Random, exits: ExitStack) -> None:
-    run_batches, left = Batcher.__call__, [rng.randrange(30), rng.randrange(30)]
+    forward, left = HookedModel.forward, [rng.randrange(30), rng.randrange(30)]
     errors = [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
     ]
 
-    def fail_sometimes(self: Batcher, rows: Any, n: int, run: Callable, **options: Any) -> Any:
-        def try_to_run(batch: slice) -> Any:
-            left[0] -= 1
-            if left[0] < 0 and len(left) > 1 and batch.stop - batch.start > 1:
-                del left[0]
-                os.write(2, b"no memory this time\n")
-                raise rng.choice(errors)
-            return run(batch)
+    def fail_sometimes(self: HookedModel, tokens: Any, gates: Any, *args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0 and len(left) > 1 and len(gates) > 1:
+            del left[0]
+            os.write(2, b"no memory this time\n")
+            raise rng.choice(errors)
+        return forward(self, tokens, gates, *args)
 
-        return run_batches(self, rows, n, try_to_run, **options)
-
-    exits.enter_context(patch.object(Batcher, "__call__", fail_sometimes))
+    exits.enter_context(patch.object(HookedModel, "forward", fail_sometimes))
 
 
 def _clock_backwards(rng: random.Random, exits: ExitStack) -> None:
