@@ -86,7 +86,7 @@ class Ablated:
             raise HookError("this block is already entered; make another one with cs.ablate(...).")
         try:
             self._exits.callback(_stop_training(self.model))
-            self._exits.enter_context(self._hooked.added())
+            self._hooked.enter(self._exits)
             self._inside = True
             self._run_probes()
             self._stand_ins.compute(self._capture)

@@ -4,8 +4,8 @@ A hook at every site ablates; hooks at the inputs of blocks make one row many, w
 layers; and the hooks of :mod:`~circuitspex.ablation.shortcuts` leave out what is not read.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,11 @@ class HookedModel:
         """Whether other hooks would see that something is left out."""
         return shortcuts.somebody_looks(self._late_points)
 
-    @contextmanager
-    def added(self) -> Iterator[None]:
-        """Have the hooks on the model for a block.
+    def enter(self, exits: ExitStack) -> None:
+        """Put the hooks on the model.
 
-        Yields:
-            Once, for the block.
+        Args:
+            exits: Takes them away again when it is closed.
 
         Raises:
             HookError: If the model lacks a hook point, or one cannot fire.
@@ -80,17 +79,12 @@ class HookedModel:
         # By canonical name: under an alias, compatibility mode would call each hook twice.
         hooks = [(points[s.hook].name or s.hook, self._ablating(s)) for s in self.sites]
         hooks += shortcuts.make_hooks(self.model, lambda: self._running)
-        block = self.model.hooks(fwd_hooks=hooks)
         try:
-            block.__enter__()
+            exits.enter_context(self.model.hooks(fwd_hooks=hooks))
         except (ValueError, NotImplementedError) as error:
             raise HookError(
                 f"the model has these hooks, but one is switched off or cannot fire: {error}"
             ) from error
-        try:
-            yield
-        finally:
-            block.__exit__(None, None, None)
 
     def forking(self, way: Callable[[int], str]) -> Any:
         """Make a block in which rows can become more at the inputs of layers.
