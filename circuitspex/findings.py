@@ -152,6 +152,25 @@ class Findings:
             scalars["interactions/n_evaluations"] = self.verification.n_evaluations
         return {name: float(value) for name, value in scalars.items() if value is not None}
 
+    def extrapolation(self, circuit: Circuit) -> str:
+        """Say where the prediction for a circuit goes beyond the masks it was learnt from.
+
+        Args:
+            circuit: The circuit.
+
+        Returns:
+            A sentence; nothing where it does not.
+        """
+        found = self.interactions
+        n, kept, p = found.n_units, len(circuit.indices), found.keep_rate
+        near = abs(kept - p * n) <= 3 * (n * p * (1 - p)) ** 0.5
+        if near or circuit.predicted_value is None or found.decoder == "exact":
+            return ""
+        return (
+            f"The prediction extrapolates: the circuit keeps {kept / n:.0%} of the units, the "
+            f"masks it was learnt from about {p:.0%}."
+        )
+
     def differences(self, other: "Findings") -> dict[str, tuple[Any, Any]]:
         """Find what differs from other findings: settings, versions, and numbers.
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -132,12 +131,7 @@ class CircuitSpex:
             self._exits = exits.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Finish tracking, close the store, leave the model as it was."""
         with self._exits:
             if kind is None:
@@ -338,24 +332,20 @@ class CircuitSpex:
         Returns:
             Estimates, measured effects with errors over prompts, and verdicts.
         """
-        settings = {
-            "top": top,
-            "max_order": max_order,
-            "min_order": min_order,
-            "around": around,
-            "n_contexts": n_contexts,
-            "budget": budget,
-            "seed": seed,
-        }
-        if task is None:
+        with self._evaluate_on(task) as evaluation:
             verification = verify_interactions(
-                self.evaluation, interactions, label=self.task.name, **settings
+                evaluation,
+                interactions,
+                top=top,
+                max_order=max_order,
+                min_order=min_order,
+                around=around,
+                n_contexts=n_contexts,
+                budget=budget,
+                seed=seed,
+                held_out=task is not None,
+                label=(task or self.task).name,
             )
-        else:
-            with self._evaluate_on(task) as fresh:
-                verification = verify_interactions(
-                    fresh, interactions, held_out=True, label=task.name, **settings
-                )
         found = self._findings
         same_units = found is not None and found.interactions.units == verification.units
         if same_units and verification.around == "intact":
@@ -373,7 +363,7 @@ class CircuitSpex:
             The circuit; a prediction until it is verified.
         """
         circuit = best_circuit(interactions, n_units)
-        self._note(circuit=circuit)
+        self._note(circuit=circuit, criteria=None)  # the latter was of an earlier circuit
         return circuit
 
     def verify(self, circuit: Circuit, task: Task | None = None) -> CircuitReport:
@@ -388,7 +378,6 @@ class CircuitSpex:
             and a warning say.
         """
         other = task or self.task.held_out
-        notes = self._extrapolation(circuit)
         if other is None:
             warnings.warn(
                 f"task {self.task.name!r} has no held-out prompts, so the circuit is verified on "
@@ -396,15 +385,15 @@ class CircuitSpex:
                 TaskWarning,
                 stacklevel=2,
             )
+        with self._evaluate_on(other) as evaluation:
             report = verify_circuit(
-                self.evaluation, circuit, held_out=False, label=self.task.name, notes=notes
+                evaluation,
+                circuit,
+                held_out=other is not None,
+                label=(other or self.task).name,
+                notes=self._findings.extrapolation(circuit) if self._findings else "",
             )
-        else:
-            with self._evaluate_on(other) as fresh:
-                report = verify_circuit(
-                    fresh, circuit, held_out=True, label=other.name, notes=notes
-                )
-        self._note(criteria=report)
+        self._note(circuit=circuit, criteria=report)
         return report
 
     def findings(self) -> Findings:
@@ -444,22 +433,11 @@ class CircuitSpex:
             )
             self._is_tracked = False
 
-    def _extrapolation(self, circuit: Circuit) -> str:
-        if self._findings is None or circuit.predicted_value is None:
-            return ""
-        found = self._findings.interactions
-        if found.decoder == "exact":
-            return ""
-        n, kept, p = found.n_units, len(circuit.indices), found.keep_rate
-        if abs(kept - p * n) <= 3 * (n * p * (1 - p)) ** 0.5:
-            return ""
-        return (
-            f"The prediction extrapolates: the circuit keeps {kept / n:.0%} of the units, the "
-            f"masks it was learnt from about {p:.0%}."
-        )
-
     @contextmanager
-    def _evaluate_on(self, task: Task) -> Iterator[Evaluation]:
+    def _evaluate_on(self, task: Task | None) -> Iterator[Evaluation]:
+        if task is None:
+            yield self.evaluation
+            return
         # The model was probed when this block was entered.
         with ExitStack() as exits:
             ablated = exits.enter_context(self._ablate(task, probe=False))

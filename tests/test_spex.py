@@ -78,6 +78,12 @@ def test_findings_are_there_in_the_block_and_after(toy: Any, task: cs.Task) -> N
         assert spex.findings().circuit is None
         circuit = spex.circuit(found, 2)
         assert spex.findings().circuit is circuit
+        report = spex.verify(circuit)
+        assert spex.findings().criteria is report
+        larger = spex.circuit(found, 5)
+        assert (spex.findings().circuit, spex.findings().criteria) == (larger, None)
+        report = spex.verify(circuit)
+        assert (spex.findings().circuit, spex.findings().criteria) == (circuit, report)
         again = spex.discover(decoder="exact", budget=1024, keep_rate=0.7)
     assert spex.findings().interactions is again
     assert spex.findings().circuit is None  # that was of earlier interactions

@@ -10,7 +10,7 @@ from typing import Any
 from circuitspex._shared import write_atomically
 from circuitspex.algebra import number
 from circuitspex.report.comparison_figures import parallel_figure, setting_figure
-from circuitspex.report.frame import document, drawing, section
+from circuitspex.report.frame import document, drawing, header, section
 
 Row = Mapping[str, Any]
 
@@ -134,13 +134,7 @@ def _header(comparison: Comparison) -> str:
         "Compared by": name_of(name),
         "Best": f"run {ranked[0]['run']}: {_with_error(ranked[0], name)}" if ranked else "none yet",
     }
-    cells = "".join(
-        f"<div><dt>{fact}</dt><dd>{html.escape(value)}</dd></div>" for fact, value in facts.items()
-    )
-    return (
-        f'<header><p class="kicker">Sweep</p><h1>{html.escape(comparison.title)}</h1>'
-        f'<dl class="facts">{cells}</dl></header>'
-    )
+    return header("Sweep", comparison.title, facts)
 
 
 def _settings(comparison: Comparison) -> str:

@@ -1,7 +1,7 @@
 """What all pages are made of: a document that loads nothing, sections, drawings."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,27 @@ def section(heading: str, note: str, contents: Sequence[str]) -> str:
     return (
         f"<section><h2>{heading}</h2>"
         f'<p class="note">{html.escape(note)}</p>{"".join(contents)}</section>'
+    )
+
+
+def header(kicker: str, heading: str, facts: Mapping[str, str], example: str = "") -> str:
+    """Return the top of a page.
+
+    Args:
+        kicker: What kind of page it is.
+        heading: Of what; escaped here.
+        facts: Name to value; values are escaped here.
+        example: What stands between the heading and the facts, as HTML.
+
+    Returns:
+        HTML.
+    """
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items()
+    )
+    return (
+        f'<header><p class="kicker">{kicker}</p><h1>{html.escape(heading)}</h1>'
+        f'{example}<dl class="facts">{cells}</dl></header>'
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from circuitspex._shared import Spec
 from circuitspex.algebra import number
 from circuitspex.findings import Findings
+from circuitspex.report import frame
 
 _N_CHARACTERS = 160  # of a prompt
 
@@ -36,13 +37,7 @@ def header(findings: Findings) -> str:
     floor = interactions.diagnostics.get("noise_floor")
     if floor is not None:
         facts["Values repeat to"] = f"± {number(floor)} (half precision)"
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items()
-    )
-    return (
-        f'<header><p class="kicker">Interaction circuit</p><h1>{html.escape(title(spec))}</h1>'
-        f'{_example(spec)}<dl class="facts">{cells}</dl></header>'
-    )
+    return frame.header("Interaction circuit", title(spec), facts, _example(spec))
 
 
 def name_of(value: Any) -> str:
