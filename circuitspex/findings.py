@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitspex._shared import Spec, make_folder, read_document, write_document
-from circuitspex.algebra import Interactions, Term, to_dataframe
+from circuitspex.algebra import Interactions, Term, number, to_dataframe
 from circuitspex.circuits import Circuit, CircuitReport
 from circuitspex.errors import ResultError
 from circuitspex.verification import Verification
@@ -36,7 +36,7 @@ _FIRST = ("verified", "undecided", "refuted", "not checked", None)
 _CANCELLED = 1e-12  # of the largest: what rounding leaves of terms that a conversion cancels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Findings:
     """What one run found.
 
@@ -185,6 +185,22 @@ class Findings:
         pairs = {name: (mine.get(name), theirs.get(name)) for name in mine | theirs}
         differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         return self.spec.differences(other.spec) | differing
+
+    def __repr__(self) -> str:
+        """Return one line: how much was found, and how far it was checked."""
+        facts = [f"{len(self.terms)} interactions"]
+        if self.verification is not None:
+            facts.append(f"{self.verification.counts['verified']} verified")
+        if self.circuit is not None:
+            facts.append(f"circuit of {len(self.members)} of {self.interactions.n_units} units")
+        if self.criteria is not None:
+            facts.append(f"faithfulness {number(self.criteria.faithfulness)}")
+        return f"Findings({', '.join(facts)})"
+
+    def __str__(self) -> str:
+        """Return what was measured of interactions, or was decoded, and of the circuit."""
+        parts = (self.verification or self.interactions, self.criteria)
+        return "\n".join(str(part) for part in parts if part is not None)
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Lay all interactions out as a table, verified ones first.

@@ -121,6 +121,15 @@ def test_the_table_is_that_of_the_terms():
     assert "verdict" not in findings().to_dataframe().columns
 
 
+def test_findings_read_well():
+    assert repr(whole()) == (
+        "Findings(6 interactions, 2 verified, circuit of 3 of 6 units, faithfulness 0.700)"
+    )
+    assert repr(findings()) == "Findings(6 interactions)"
+    assert str(whole()) == f"{make_verified()}\n{make_report()}"
+    assert str(findings()) == str(make_interactions())
+
+
 # Files
 
 
