@@ -11,6 +11,7 @@ from circuitspex.algebra.masks import (
     enumerate_masks,
     keep_only,
     pack,
+    row_keys,
     unpack,
 )
 from circuitspex.algebra.subsets import (
@@ -80,6 +81,7 @@ __all__ = [
     "moebius",
     "number",
     "pack",
+    "row_keys",
     "signs_of",
     "to_dataframe",
     "transforms",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from circuitspex.algebra.subsets import membership
@@ -114,6 +114,12 @@ def unpack(packed: UInt8[np.ndarray, "masks bytes"], n_units: int) -> Bool[Tenso
             f"{n_units} units pack into {-(-n_units // 8)} bytes; got {packed.shape[1]}."
         )
     return torch.from_numpy(np.unpackbits(packed, axis=1, count=n_units).astype(bool))
+
+
+def row_keys(masks: Bool[np.ndarray, "masks units"]) -> Shaped[np.ndarray, " masks"]:
+    """Return one entry per mask that is equal, and sorts, as the packed mask."""
+    packed = np.ascontiguousarray(np.packbits(masks, axis=1))
+    return packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
 
 
 def digest(masks: Bool[Tensor, "masks units"]) -> list[bytes]:

@@ -16,6 +16,7 @@ from circuitspex.decoders.measuring import (
     Meter,
     Samples,
     evaluate_round,
+    is_worth_transforming,
     plan_rounds,
     prompts_to_draw,
     transform_all,
@@ -127,8 +128,7 @@ class GradientDecoder(Decoder):
 
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
         n_drawn = prompts_to_draw(meter, self.prompts_per_mask)
-        few = 2 ** min(meter.n_units, 60) <= MIN_MASKS and n_drawn is None
-        if few and 2**meter.n_units * meter.n_prompts <= meter.budget:
+        if is_worth_transforming(meter, n_drawn):
             return transform_all(self, meter)
         n_search, n_gradients = self._plan(meter, n_drawn)
         found = explore(meter, n_drawn, n_search, self._order_shares(), rng)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitspex.algebra import enumerate_masks
+from circuitspex.algebra import enumerate_masks, row_keys
 from circuitspex.errors import DecoderError
 
 _ENUMERABLE = 16  # up to here a short list of masks is completed from the full table
@@ -87,9 +87,7 @@ def _draw(
 
 def _first_occurrences(masks: Bool[np.ndarray, "masks units"]) -> Int[np.ndarray, " kept"]:
     """Return the index of the first row of each kind, in order."""
-    packed = np.ascontiguousarray(np.packbits(masks, axis=1))
-    rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
-    return np.sort(np.unique(rows, return_index=True)[1])
+    return np.sort(np.unique(row_keys(masks), return_index=True)[1])
 
 
 def _unseen(

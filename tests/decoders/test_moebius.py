@@ -13,7 +13,7 @@ from circuitspex.algebra.transforms import Coordinates, basis_functions, evaluat
 from circuitspex.decoders.codes.aliasing import Aliasing
 from circuitspex.decoders.codes.group_tests import definite_sets, likeliest_sets, smallest_sets
 from circuitspex.decoders.codes.moebius_bins import plan_samples
-from circuitspex.decoders.codes.moebius_peeling import Samples
+from circuitspex.decoders.codes.moebius_peeling import BinSamples
 from circuitspex.designs.group_testing import aliased_masks, bin_matrix, pool_matrix, pools_needed
 from circuitspex.errors import BudgetError, DecoderError
 from circuitspex.games import PromptsGame, random_terms
@@ -141,7 +141,7 @@ def test_least_squares_without_a_matrix_are_least_squares():
     assert len(masks) < which.size  # some samples share a mask
     values = rng.normal(size=len(masks))
     terms = [(), *random_terms(n_units, 4, 1, rng), *random_terms(n_units, 6, 3, rng)]
-    samples = Samples(aliasing, values[which], which, masks)
+    samples = BinSamples(aliasing, values[which], which, masks)
     fit = samples.fit(terms)
     place = Coordinates("moebius", "ablated")
     columns = basis_functions(torch.from_numpy(masks), terms, place).numpy()

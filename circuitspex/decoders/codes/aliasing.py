@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from circuitspex._shared import Interaction
-from circuitspex.algebra import inverse_moebius, moebius
+from circuitspex.algebra import inverse_moebius, moebius, row_keys, unpack
 from circuitspex.designs import aliased_masks
 
 _CHUNK = 2**26  # mask entries in memory at once, while duplicates are looked for
@@ -42,17 +42,15 @@ class Aliasing:
         self,
     ) -> tuple[Bool[np.ndarray, "distinct units"], Int[np.ndarray, "groups bins delays"]]:
         """Return the distinct masks of all samples, and which of them each sample has."""
-        packed = []
+        parts = []
         for bits in self.bits:
             kept = aliased_masks(bits)
             step = max(1, _CHUNK // self.pools.size)
             for start in range(0, len(kept), step):
                 both = kept[start : start + step, None] & ~self.pools
-                packed.append(np.packbits(both.reshape(-1, self.n_units), axis=1))
-        rows = np.ascontiguousarray(np.concatenate(packed))
-        keys = rows.view(np.dtype((np.void, rows.shape[1]))).reshape(-1)
-        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-        distinct = np.unpackbits(rows[first], axis=1, count=self.n_units).astype(bool)
+                parts.append(row_keys(both.reshape(-1, self.n_units)))
+        keys, which = np.unique(np.concatenate(parts), return_inverse=True)
+        distinct = unpack(keys.view(np.uint8).reshape(len(keys), -1), self.n_units).numpy()
         return distinct, which.reshape(self.shape)
 
     def places(self, sets: Bool[np.ndarray, "sets units"]) -> Int[np.ndarray, "groups sets"]:

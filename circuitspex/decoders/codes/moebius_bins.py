@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from circuitspex.decoders.codes.aliasing import Aliasing
-from circuitspex.decoders.codes.moebius_peeling import Fit, Samples, peel_exactly, peel_noisily
+from circuitspex.decoders.codes.moebius_peeling import BinSamples, Fit, peel_exactly, peel_noisily
 from circuitspex.decoders.measuring import Reader, rounding_of
 from circuitspex.designs import bin_matrix, pool_matrix, pools_needed
 from circuitspex.errors import BudgetError
@@ -117,7 +117,7 @@ def decode_bins(
     plan = plan_samples(n_masks, n_units, max_order, noisy=noisy)
     aliasing, masks, which = _fill(plan, n_masks, n_units, max_order, rng, noisy)
     values = reader.read(masks).mean(axis=1)
-    samples = Samples(aliasing, values[which], which, masks)
+    samples = BinSamples(aliasing, values[which], which, masks)
     n_left = 0
     if noisy:
         fit = peel_noisily(samples, max_order, noise, samples.fit([()]))
@@ -171,8 +171,8 @@ def _repair_orders(max_order: int) -> list[int]:
 
 
 def _add_group(
-    reader: Reader, samples: Samples, order: int, n_masks: int, rng: np.random.Generator
-) -> Samples | None:
+    reader: Reader, samples: BinSamples, order: int, n_masks: int, rng: np.random.Generator
+) -> BinSamples | None:
     """Return the samples with a group of fewer bits added, for the few sets that are left.
 
     None if the budget does not pay two bins. Bits that are not used are empty, so that the masks
@@ -196,10 +196,10 @@ def _add_group(
     read[samples.which.reshape(-1)] = samples.values.reshape(-1)
     values = read[known]
     values[known < 0] = reader.read(masks[known < 0]).mean(axis=1)
-    return Samples(aliasing, values[which], which, masks)
+    return BinSamples(aliasing, values[which], which, masks)
 
 
-def _refine(samples: Samples, terms: list, max_order: int) -> tuple[Fit, float]:
+def _refine(samples: BinSamples, terms: list, max_order: int) -> tuple[Fit, float]:
     """Return the fit of what exact peeling found; what is left is read as if it were noisy.
 
     The tail of small terms then counts as noise, whose size is what the last fit left over.
@@ -218,7 +218,7 @@ def _refine(samples: Samples, terms: list, max_order: int) -> tuple[Fit, float]:
     return fit, variance
 
 
-def _drop_rounding(samples: Samples, fit: Fit, limit: float) -> Fit:
+def _drop_rounding(samples: BinSamples, fit: Fit, limit: float) -> Fit:
     sizes = dict(zip(fit.terms, np.abs(fit.coefficients).tolist(), strict=True))
     kept = [term for term, size in sizes.items() if not term or size > limit]
     return fit if len(kept) == len(fit.terms) else samples.fit(kept)

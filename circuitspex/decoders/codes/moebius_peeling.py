@@ -45,7 +45,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Samples:
+class BinSamples:
     """The values of all samples of a design, some of which may share a mask."""
 
     aliasing: Aliasing
@@ -87,7 +87,7 @@ class Samples:
         return float(squares.sum() / max(1, len(squares) - len(fit.terms)))
 
 
-def peel_exactly(samples: Samples, max_order: int) -> tuple[list[Interaction], int]:
+def peel_exactly(samples: BinSamples, max_order: int) -> tuple[list[Interaction], int]:
     """Find all sets of a set function without noise.
 
     Args:
@@ -115,7 +115,7 @@ def peel_exactly(samples: Samples, max_order: int) -> tuple[list[Interaction], i
     return [term for term, value in found.items() if abs(value) > 1e-10 * largest], int(left)
 
 
-def _rounding(samples: Samples) -> Float[np.ndarray, " bins"]:
+def _rounding(samples: BinSamples) -> Float[np.ndarray, " bins"]:
     """Return below what a bin's values are rounding errors."""
     counts = bit_counts(samples.aliasing.bits.shape[1])
     largest = np.abs(samples.values).max(initial=0.0)
@@ -151,7 +151,7 @@ def _singletons(
     return found
 
 
-def peel_noisily(samples: Samples, max_order: int, sigma: float, fit: Fit) -> Fit:
+def peel_noisily(samples: BinSamples, max_order: int, sigma: float, fit: Fit) -> Fit:
     """Find the sets of a set function with noise.
 
     Args:
@@ -181,7 +181,7 @@ def peel_noisily(samples: Samples, max_order: int, sigma: float, fit: Fit) -> Fi
     return fit
 
 
-def _reread(samples: Samples, fit: Fit, max_order: int, bins: Bins) -> list[Interaction]:
+def _reread(samples: BinSamples, fit: Fit, max_order: int, bins: Bins) -> list[Interaction]:
     """Return the terms of a fit, each read again from its bins in all groups, without the others.
 
     A first reading is of a single bin, at the noise of that bin, and may have a unit wrong.
@@ -203,7 +203,7 @@ def _reread(samples: Samples, fit: Fit, max_order: int, bins: Bins) -> list[Inte
     return list(dict.fromkeys([(), *as_terms(read)]))
 
 
-def _prune(samples: Samples, fit: Fit, sigma: float) -> Fit:
+def _prune(samples: BinSamples, fit: Fit, sigma: float) -> Fit:
     """Return a fit of the terms that are significantly there, dropping the weaker half first."""
     while True:
         kept = without_weaker_half(fit.terms, fit.coefficients, fit.inverse, sigma)
@@ -212,7 +212,7 @@ def _prune(samples: Samples, fit: Fit, sigma: float) -> Fit:
         fit = samples.fit(kept)
 
 
-def _candidates(samples: Samples, max_order: int, bins: Bins) -> dict[Interaction, float]:
+def _candidates(samples: BinSamples, max_order: int, bins: Bins) -> dict[Interaction, float]:
     """Return the likeliest set of every bin, if it is significant, with its score."""
     found: dict[Interaction, float] = {}
     for (held, noise), bits in zip(bins, samples.aliasing.bits, strict=True):

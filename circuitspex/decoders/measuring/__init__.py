@@ -1,7 +1,11 @@
 """A set function and a budget in, masks with measured values out."""
 
 from circuitspex.decoders.measuring.decoder import Decoder, unit_labels
-from circuitspex.decoders.measuring.exhaustive import errors_over_prompts, transform_all
+from circuitspex.decoders.measuring.exhaustive import (
+    errors_over_prompts,
+    is_worth_transforming,
+    transform_all,
+)
 from circuitspex.decoders.measuring.reading import Reader, explained_share, rounding_of
 from circuitspex.decoders.measuring.rounds import (
     MIN_MASKS,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from circuitspex.algebra import Interactions, fourier
 from circuitspex.decoders.measuring.decoder import Decoder, unit_labels
+from circuitspex.decoders.measuring.rounds import MIN_MASKS
 from circuitspex.decoders.measuring.samples import Meter
 from circuitspex.designs import exhaustive_masks
 from circuitspex.errors import DecoderError
@@ -15,6 +16,20 @@ _MAX_UNITS = 20
 _CHUNK = 4096  # masks asked for at once, so that a long table can be resumed
 _NEGLIGIBLE = 1e-12  # relative to the largest coefficient: rounding, not signal
 _MAX_COVARIANCE = 1000  # terms up to which the full covariance is kept
+
+
+def is_worth_transforming(meter: Meter, n_drawn: int | None) -> bool:
+    """Return whether there are so few masks that a regression would have nothing to estimate.
+
+    Args:
+        meter: The metered set function.
+        n_drawn: Prompts for each mask; None for all of them.
+
+    Returns:
+        Whether all masks are few and affordable.
+    """
+    n_all = 2 ** min(meter.n_units, 60)
+    return n_drawn is None and n_all <= MIN_MASKS and n_all * meter.n_prompts <= meter.budget
 
 
 def transform_all(decoder: Decoder, meter: Meter) -> Interactions:

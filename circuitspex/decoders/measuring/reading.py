@@ -6,7 +6,6 @@ from jaxtyping import Bool, Float
 
 from circuitspex.algebra import Origin
 from circuitspex.decoders.measuring.samples import Meter, PromptsPerMask
-from circuitspex.errors import DecoderError
 
 _BLOCK = 4096  # masks asked for at once, so that a long list can be resumed
 
@@ -55,18 +54,10 @@ class Reader:
 
         Raises:
             DecoderError: If more prompts are asked for than there are, or there are none.
-        """
+        """  # noqa: DOC502 - raised by the check
         drawn = prompts_per_mask if isinstance(prompts_per_mask, int) else None
-        if drawn is not None and meter.sampled is None:
-            raise DecoderError(
-                f"prompts_per_mask={drawn} needs a set function made from prompts, with "
-                "n_prompts and sample(); this one has none. Use prompts_per_mask='all'."
-            )
-        if drawn is not None and drawn > meter.n_prompts:
-            raise DecoderError(
-                f"prompts_per_mask={drawn} is more than the {meter.n_prompts} prompt(s) "
-                "there are. Use at most that many, or 'all'."
-            )
+        if drawn is not None:
+            meter.check_drawn(drawn)
         self.meter, self.rng = meter, rng
         self.n_drawn = None if drawn == meter.n_prompts else drawn
         self.cost = meter.n_prompts if self.n_drawn is None else self.n_drawn

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 
 from circuitspex.decoders.measuring.samples import Meter, PromptsPerMask, Samples, gather
 from circuitspex.designs import AffineDesign, affine_design, affine_size, bernoulli_masks
-from circuitspex.errors import BudgetError, DecoderError
+from circuitspex.errors import BudgetError
 
 MIN_MASKS = 16
 """Fewest masks a regression is tried on, where that many distinct ones exist."""
@@ -57,7 +57,7 @@ def prompts_to_draw(meter: Meter, prompts_per_mask: PromptsPerMask) -> int | Non
 
     Raises:
         DecoderError: If there are not so many prompts.
-    """
+    """  # noqa: DOC502 - raised by the check
     if prompts_per_mask == "auto":
         if meter.sampled is None:
             return None
@@ -65,14 +65,8 @@ def prompts_to_draw(meter: Meter, prompts_per_mask: PromptsPerMask) -> int | Non
         prompts_per_mask = min(meter.n_prompts, -(-meter.budget // n_all))
     if prompts_per_mask == "all":
         return None
-    if meter.sampled is not None and prompts_per_mask > meter.n_prompts:
-        raise DecoderError(
-            f"prompts_per_mask={prompts_per_mask} is more than the {meter.n_prompts} prompt(s) "
-            "there are. Use at most that many, or 'all'."
-        )
-    if meter.sampled is not None and prompts_per_mask == meter.n_prompts:
-        return None
-    return prompts_per_mask
+    meter.check_drawn(prompts_per_mask)
+    return None if prompts_per_mask == meter.n_prompts else prompts_per_mask
 
 
 def plan_rounds(

@@ -22,6 +22,7 @@ from circuitspex._shared import (
     SampledDifferentiableSetFunction,
     SampledSetFunction,
 )
+from circuitspex.algebra import row_keys
 from circuitspex.designs import AffineDesign
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 
@@ -90,7 +91,7 @@ class Meter:
         Raises:
             DecoderError: If the set function is not made from prompts.
         """  # noqa: DOC502 - raised by the check
-        self._need_prompts(n_drawn)
+        self.check_drawn(n_drawn)
         assert self.sampled is not None
         self._pay(len(masks) * n_drawn)
         values, prompts = self.sampled.sample(masks, n_drawn, rng)
@@ -119,7 +120,7 @@ class Meter:
         """
         game = self.set_function
         if n_drawn is not None:
-            self._need_prompts(n_drawn)
+            self.check_drawn(n_drawn)
         if n_drawn is None and isinstance(game, DifferentiableSetFunction):
             self._pay(GRADIENT_COST * len(masks) * self.n_prompts)
             values, gradients = (part[:, None] for part in game.value_and_gradient(masks))
@@ -140,11 +141,24 @@ class Meter:
             np.asarray(prompts, dtype=np.int64),
         )
 
-    def _need_prompts(self, n_drawn: int) -> None:
+    def check_drawn(self, n_drawn: int) -> None:
+        """Refuse to draw prompts that there are not.
+
+        Args:
+            n_drawn: Prompts per mask.
+
+        Raises:
+            DecoderError: If the set function is not made from so many prompts.
+        """
         if self.sampled is None:
             raise DecoderError(
                 f"prompts_per_mask={n_drawn} needs a set function made from prompts, with "
                 "n_prompts and sample(); this one has none. Use prompts_per_mask='all'."
+            )
+        if n_drawn > self.n_prompts:
+            raise DecoderError(
+                f"prompts_per_mask={n_drawn} is more than the {self.n_prompts} prompt(s) "
+                "there are. Use at most that many, or 'all'."
             )
 
     def _pay(self, n_evaluations: int) -> None:
@@ -253,17 +267,9 @@ class Samples:
 
     def take(self, rows: Int[np.ndarray, " taken"]) -> "Samples":
         """Return some of the rows."""
-        return Samples(
-            self.masks[rows],
-            self.draws[rows],
-            self.prompts[rows],
-            self.n_prompts,
-            self.groups[rows],
-            self.mask_ids[rows],
-            self.designs,
-            None if self.cells is None else self.cells[rows],
-            None if self.table is None else self.table[rows],
-        )
+        by_row = ("masks", "draws", "prompts", "groups", "mask_ids", "cells", "table")
+        parts = {name: getattr(self, name) for name in by_row}
+        return replace(self, **{k: part[rows] for k, part in parts.items() if part is not None})
 
 
 def gather(
@@ -333,9 +339,7 @@ def join(parts: Sequence[Samples], keep_rate: float) -> Samples:
 
 
 def _row_ids(masks: Bool[np.ndarray, "rows units"]) -> Int[np.ndarray, " rows"]:
-    packed = np.ascontiguousarray(np.packbits(masks, axis=1))
-    rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
-    return np.unique(rows, return_inverse=True)[1].reshape(-1)
+    return np.unique(row_keys(masks), return_inverse=True)[1].reshape(-1)
 
 
 def variance_components(samples: Samples) -> dict[str, float]:

@@ -195,7 +195,7 @@ def strongest_units(
     masks: Bool[np.ndarray, "rows units"],
     values: Float[np.ndarray, " rows"],
     keep_rate: float,
-    n_units: int,
+    n_most: int,
 ) -> Int[np.ndarray, " chosen"]:
     """Return the units whose characters covary most with the values, in ascending order.
 
@@ -203,12 +203,12 @@ def strongest_units(
         masks: Keep-masks.
         values: Centred or not.
         keep_rate: Unused where every unit is wanted; p of the characters.
-        n_units: How many to return at most.
+        n_most: How many to return at most.
 
     Returns:
         Unit indices.
     """
-    if masks.shape[1] <= n_units:
+    if masks.shape[1] <= n_most:
         return np.arange(masks.shape[1])
     centred = values - values.mean()
     covariances = np.concatenate(
@@ -217,7 +217,7 @@ def strongest_units(
             for start in range(0, masks.shape[1], _BLOCK)
         ]
     )
-    return np.sort(np.argsort(-np.abs(covariances), kind="stable")[:n_units])
+    return np.sort(np.argsort(-np.abs(covariances), kind="stable")[:n_most])
 
 
 def scores(

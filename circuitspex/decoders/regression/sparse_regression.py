@@ -12,7 +12,6 @@ from torch import Tensor
 from circuitspex._shared import check_masks
 from circuitspex.algebra import Interactions
 from circuitspex.decoders.measuring import (
-    MIN_MASKS,
     Decoder,
     Meter,
     Samples,
@@ -20,6 +19,7 @@ from circuitspex.decoders.measuring import (
     describe_designs,
     evaluate_round,
     gather,
+    is_worth_transforming,
     join,
     plan_rounds,
     prompts_to_draw,
@@ -146,8 +146,7 @@ class SparseRegression(Decoder):
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
         self._check_units(meter.n_units)
         n_drawn = prompts_to_draw(meter, self.prompts_per_mask)
-        few = 2 ** min(meter.n_units, 60) <= MIN_MASKS and n_drawn is None
-        if few and 2**meter.n_units * meter.n_prompts <= meter.budget:
+        if is_worth_transforming(meter, n_drawn):
             return transform_all(self, meter)
         n_rounds, errors = 1, self._code_errors()
         if self.tolerance is not None:
