@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from circuitspex.errors import ModelError, TaskError
@@ -52,12 +52,12 @@ def as_leaf(
 
 
 def derivatives(
-    values: Float[Tensor, " rows"], gates: Float[Tensor, "rows units"]
+    values: Shaped[Tensor, " rows"], gates: Float[Tensor, "rows units"]
 ) -> Float[Tensor, "rows units"]:
     """Differentiate every row's value by its own gates.
 
     Args:
-        values: One number per row.
+        values: One number per row, of any type.
         gates: The leaf that they follow from.
 
     Returns:
