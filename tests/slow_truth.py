@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitspex.units.units import MLP, AttentionLayer, Head, Neuron, NeuronBlock
+from circuitspex.units import MLP, AttentionLayer, Head, Neuron, NeuronBlock
 
 
 def where(unit: Any) -> tuple[str, Any]:

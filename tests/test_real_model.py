@@ -17,7 +17,7 @@ from circuitspex.models.fingerprint import describe_model
 from circuitspex.tasks import ioi
 from circuitspex.tasks.metrics import logit_difference
 from circuitspex.tasks.task import Task
-from circuitspex.units.units import heads, neurons
+from circuitspex.units import heads, neurons
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 

@@ -19,7 +19,7 @@ from circuitspex.evaluation.evaluation import Evaluation
 from circuitspex.evaluation.store.memory import MemoryStore
 from circuitspex.tasks import induction
 from circuitspex.tasks.metrics import logit_difference
-from circuitspex.units.units import heads
+from circuitspex.units import heads
 
 ORDERS = torch.tensor([index.bit_count() for index in range(256)])
 LAYER_0, LAYER_1 = range(4), range(4, 8)

@@ -1,16 +1,11 @@
 """A model in, what can be ablated out: where it lives, and what stands in for it."""
 
 from circuitspex.units import replacements
+from circuitspex.units.kinds import MLP, AttentionLayer, Head, Neuron, NeuronBlock, Unit, parse_unit
 from circuitspex.units.replacements import REPLACEMENTS, Replacement, mean, resample
 from circuitspex.units.sites import Site, plan_sites
 from circuitspex.units.stand_ins import ByHook, StandIns, ones, zeros
-from circuitspex.units.units import (
-    MLP,
-    AttentionLayer,
-    Head,
-    Neuron,
-    NeuronBlock,
-    Unit,
+from circuitspex.units.unit_sets import (
     UnitSet,
     attention_layers,
     check_units,
@@ -18,7 +13,6 @@ from circuitspex.units.units import (
     mlps,
     neuron_blocks,
     neurons,
-    parse_unit,
     parse_units,
 )
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex.errors import HookError
-from circuitspex.units.units import UnitSet
+from circuitspex.units.unit_sets import UnitSet
 
 
 @dataclass(frozen=True, eq=False)

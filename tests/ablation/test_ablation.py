@@ -26,8 +26,7 @@ from circuitspex.ablation import Rows, ablate, answer_logits
 from circuitspex.ablation.hooks import HookedModel
 from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
 from circuitspex.errors import AblationError, HookError, MaskError, UnitError
-from circuitspex.units import replacements
-from circuitspex.units.units import (
+from circuitspex.units import (
     MLP,
     AttentionLayer,
     Head,
@@ -38,6 +37,7 @@ from circuitspex.units.units import (
     mlps,
     neuron_blocks,
     neurons,
+    replacements,
 )
 
 each_architecture = pytest.mark.parametrize("tiny", ARCHITECTURES, indirect=True)

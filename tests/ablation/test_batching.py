@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from circuitspex.ablation.ablated import ablate
 from circuitspex.ablation.batching import Batcher, rows_that_fit
 from circuitspex.errors import OutOfMemoryError
+from circuitspex.units import heads
 from circuitspex.units.replacements import mean
-from circuitspex.units.units import heads
 
 
 class Memory:

@@ -14,8 +14,7 @@ from circuitspex.ablation import Rows, ablate
 from circuitspex.ablation.forking import SharedLayers, plan
 from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
 from circuitspex.errors import ForkWarning
-from circuitspex.units import replacements
-from circuitspex.units.units import (
+from circuitspex.units import (
     MLP,
     AttentionLayer,
     Head,
@@ -26,6 +25,7 @@ from circuitspex.units.units import (
     mlps,
     neuron_blocks,
     neurons,
+    replacements,
 )
 
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -55,8 +55,7 @@ from circuitspex.evaluation.store.memory import MemoryStore
 from circuitspex.models.loading import from_hugging_face
 from circuitspex.tasks.metrics import METRICS, Targets, logit_difference
 from circuitspex.tasks.task import Task
-from circuitspex.units.replacements import mean, resample
-from circuitspex.units.units import (
+from circuitspex.units import (
     MLP,
     AttentionLayer,
     Head,
@@ -68,6 +67,7 @@ from circuitspex.units.units import (
     neuron_blocks,
     neurons,
 )
+from circuitspex.units.replacements import mean, resample
 
 STEP = 1e-3
 EXACT_IN_DOUBLE = ("gpt2", "gpt-neox")

@@ -9,8 +9,7 @@ from tiny_models import ARCHITECTURES, D_VOCAB, make_tiny
 from torch.testing import assert_close
 
 from circuitspex.ablation import Rows, ablate
-from circuitspex.units import replacements
-from circuitspex.units.units import Head, Neuron, UnitSet, heads, mlps
+from circuitspex.units import Head, Neuron, UnitSet, heads, mlps, replacements
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 COLUMNS = torch.tensor([9, 3, 30])

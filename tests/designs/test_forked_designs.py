@@ -21,7 +21,7 @@ from circuitspex.evaluation.store.memory import MemoryStore
 from circuitspex.games import PromptsGame, characters
 from circuitspex.tasks.metrics import logit_difference
 from circuitspex.tasks.task import Task
-from circuitspex.units.units import heads
+from circuitspex.units import heads
 
 LAYERS = np.arange(12).repeat(4)  # 12 layers of 4 units
 

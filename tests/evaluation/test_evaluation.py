@@ -30,8 +30,8 @@ from circuitspex.evaluation.store.parquet import ParquetStore
 from circuitspex.tasks import induction
 from circuitspex.tasks.metrics import METRICS, logit_difference
 from circuitspex.tasks.task import Task
+from circuitspex.units import heads, mlps, neuron_blocks
 from circuitspex.units.replacements import mean, resample
-from circuitspex.units.units import heads, mlps, neuron_blocks
 
 LENGTHS = (5, 7, 5, 4, 7)
 CLOSE = {"rtol": 0, "atol": 1e-4}

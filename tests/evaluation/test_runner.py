@@ -14,8 +14,8 @@ from circuitspex.algebra.masks import ablate_only
 from circuitspex.evaluation.runner import LocalRunner
 from circuitspex.tasks.metrics import METRICS, logit_difference
 from circuitspex.tasks.task import Task
+from circuitspex.units import heads, mlps
 from circuitspex.units.replacements import resample
-from circuitspex.units.units import heads, mlps
 
 LENGTHS = (5, 7, 5, 7)
 SLOW = partial(pytest.param, marks=pytest.mark.slow)

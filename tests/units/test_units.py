@@ -3,7 +3,7 @@
 import pytest
 
 from circuitspex.errors import UnitError
-from circuitspex.units.units import (
+from circuitspex.units import (
     MLP,
     AttentionLayer,
     Head,
