@@ -19,7 +19,6 @@ Phases:
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -97,12 +96,7 @@ class Ablated:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Take the hooks away and leave the model as it was."""
         self._leave()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitspex.ablation import shortcuts
 from circuitspex.ablation.forking import Fork
-from circuitspex.ablation.shortcuts import Hook, mark
+from circuitspex.ablation.shortcuts import Hook, Reading, mark
 from circuitspex.errors import HookError
 from circuitspex.units import ByHook, Site, UnitSet, plan_sites, zeros
 
@@ -36,10 +36,7 @@ class _Running:
     stand_ins: ByHook
     fork: Fork | None
     """Where rows become more; None where every row runs through all layers."""
-    position: int | None
-    """The one position that is read; None where there are several, or all is computed."""
-    columns: Int[Tensor, " read"] | None
-    """The tokens whose logits are read; None for all."""
+    reading: Reading
 
 
 class HookedModel:
@@ -78,7 +75,7 @@ class HookedModel:
             )
         # By canonical name: under an alias, compatibility mode would call each hook twice.
         hooks = [(points[s.hook].name or s.hook, self._ablating(s)) for s in self.sites]
-        hooks += shortcuts.make_hooks(self.model, lambda: self._running)
+        hooks += shortcuts.make_hooks(self.model, lambda: self._running and self._running.reading)
         try:
             exits.enter_context(self.model.hooks(fwd_hooks=hooks))
         except (ValueError, NotImplementedError) as error:
@@ -127,8 +124,10 @@ class HookedModel:
         """
         gates = torch.cat([gates, torch.ones_like(gates[:, :1])], dim=1)
         whole = not self.takes_shortcuts or self.is_watched
-        position = None if whole else _only_position(tokens, answer_positions)
-        self._running = _Running(gates, stand_ins, fork, position, None if whole else columns)
+        reading = Reading()
+        if not whole:
+            reading = Reading(_only_position(tokens, answer_positions), columns)
+        self._running = _Running(gates, stand_ins, fork, reading)
         self._fired.clear()
         try:
             logits = answer_logits(
@@ -197,8 +196,9 @@ class HookedModel:
             site.check_axis(activation, len(gates), self.model.cfg.d_model)
             gate = site.broadcast(gates)
             stand_in = now.stand_ins(site.hook).to(activation)
-            if now.position is not None and stand_in.ndim > 1 and activation.shape[1] == 1:
-                stand_in = stand_in[:, now.position : now.position + 1]
+            position = now.reading.position
+            if position is not None and stand_in.ndim > 1 and activation.shape[1] == 1:
+                stand_in = stand_in[:, position : position + 1]
             if gate.dtype == torch.bool:
                 return torch.where(gate, activation, stand_in)
             return torch.lerp(stand_in.expand_as(activation), activation, gate.to(activation))

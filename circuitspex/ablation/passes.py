@@ -5,7 +5,7 @@ A row is one mask on one prompt. This file only plans; :mod:`circuitspex.ablatio
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from einops import rearrange, repeat
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitspex.ablation.batching import Batcher, Room
-from circuitspex.ablation.forking import Fork, SharedLayers, plan
+from circuitspex.ablation.forking import SharedLayers, plan
 from circuitspex.units import UnitSet
 
 _LEAST_SAVING = 0.02
@@ -63,29 +63,6 @@ class Pass:
     """Whether masks share layers."""
 
 
-@runtime_checkable
-class Plan(Protocol):
-    """Rows in an order, as leaves: what comes out of a pass for one or more identical rows."""
-
-    forked: ClassVar[bool]
-
-    def groups(self) -> Iterator[slice]:
-        """Yield leaves of which neighbours may run together."""
-        ...
-
-    def alive(self, batch_size: int) -> float:
-        """Return which share of its leaves a pass runs in a layer, in the mean."""
-        ...
-
-    def inputs(self, leaves: slice) -> tuple[Tensor, Tensor, Fork | None]:
-        """Return prompts of what goes in, masks of what comes out, and how one becomes many."""
-        ...
-
-    def rows_of(self, leaves: slice) -> tuple[Tensor, Tensor]:
-        """Return the rows that some leaves stand for, and of each the leaf among these."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class EachAlone:
     """The plan in which every row runs through all layers."""
@@ -94,7 +71,7 @@ class EachAlone:
     forked: ClassVar[bool] = False
 
     def groups(self) -> Iterator[slice]:
-        """Yield all rows."""
+        """Yield leaves that may run together: all."""
         yield slice(0, len(self.rows))
 
     def alive(self, batch_size: int) -> float:
@@ -102,12 +79,16 @@ class EachAlone:
         return 1.0
 
     def inputs(self, leaves: slice) -> tuple[Tensor, Tensor, None]:
-        """Return prompts and masks of rows."""
+        """Return prompts of what goes in, masks of what comes out, and that nothing forks."""
         return self.rows.prompt_of_row[leaves], self.rows.mask_of_row[leaves], None
 
     def rows_of(self, leaves: slice) -> tuple[Tensor, Tensor]:
-        """Return the rows themselves."""
+        """Return the rows that some leaves stand for, and of each the leaf among these."""
         return torch.arange(leaves.start, leaves.stop), torch.arange(leaves.stop - leaves.start)
+
+
+Plan: TypeAlias = EachAlone | SharedLayers
+"""Rows in an order, as leaves: what comes out of a pass for one or more identical rows."""
 
 
 class Planner:

@@ -6,7 +6,8 @@ the unembedding is given no row at all, as a few of its columns are a small prod
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 from jaxtyping import Int
 from torch import Tensor
@@ -15,18 +16,14 @@ Hook: TypeAlias = Callable[..., Tensor | None]
 AnyHook = TypeVar("AnyHook", bound=Hook)
 
 
-class Reading(Protocol):
+@dataclass(frozen=True)
+class Reading:
     """What is read of a forward pass that is running."""
 
-    @property
-    def position(self) -> int | None:
-        """The one position whose logits are read; None where there are several."""
-        ...
-
-    @property
-    def columns(self) -> Int[Tensor, " read"] | None:
-        """Token ids whose logits are read; None for all."""
-        ...
+    position: int | None = None
+    """The one position whose logits are read; None where there are several, or all is computed."""
+    columns: Int[Tensor, " read"] | None = None
+    """Token ids whose logits are read; None for all."""
 
 
 def make_hooks(model: Any, reading: Callable[[], Reading | None]) -> list[tuple[str, Hook]]:
