@@ -21,6 +21,7 @@ from slow_truth import random_masks, random_tokens
 
 import circuitspex as cs
 from circuitspex._shared.protocols import SampledDifferentiableSetFunction
+from circuitspex.ablation import Pass, Rows
 from circuitspex.cluster.pool import Parcel, WorkerPool
 from circuitspex.cluster.session import _own_defaults, _signals_kept
 from circuitspex.cluster.worker import Chunk
@@ -34,7 +35,7 @@ from circuitspex.errors import (
     WorkerError,
     WorkerWarning,
 )
-from circuitspex.evaluation.runner import Pass, Rows, Workers
+from circuitspex.evaluation import Workers
 from circuitspex.evaluation.store.memory import MemoryStore
 from circuitspex.runs.discover import discover
 from circuitspex.runs.settings import Settings
@@ -61,7 +62,8 @@ def cluster():
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        folders = [Path(__file__).parent, HERE, HERE.parent]  # workers import this file too
+        path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
         patch.setenv("PYTHONPATH", path)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         with _signals_kept():
