@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from circuitspex.findings import Findings
-from circuitspex.runs.discover import discover
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings, discover
 
 BATCH = 32
 SETTINGS = Settings(decoder="lasso", budget=1024, n_prompts=8, verify=2)

@@ -14,7 +14,7 @@ class LightActor:
     def start(self) -> Any:
         if self.dies_at_start:
             os.kill(os.getpid(), signal.SIGKILL)
-        from circuitspex.ablation.batching import Room
+        from circuitspex.ablation import Room
         from circuitspex.cluster.worker import Started
 
         return Started({}, Room(1.0, "cpu"))

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -205,3 +205,106 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_check_of_heavy_imports_can_fail() -> None:
     assert "plotly" in _modules_after("import circuitspex, plotly")
+
+
+# Tests too speak to doors; what is left to mend may only become less
+
+TESTS = Path(__file__).parent
+REACHED_INTO = 113
+"""Names that tests import past a door."""
+NAMED_IN_STRINGS = 16
+"""Places of the package that tests replace by a path in a string, which no renaming finds."""
+
+
+def handed_on(door: Path) -> set[str]:
+    """Name what a room's door, or a file of the root, gives to others."""
+    tree = ast.parse((door / "__init__.py" if door.is_dir() else door).read_text())
+    names = {
+        a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    defined = (ast.FunctionDef, ast.ClassDef)
+    return names | {node.name for node in tree.body if isinstance(node, defined)}
+
+
+def reached_into(source: str) -> list[str]:
+    """Name every import of a test that is not handed on by a door."""
+    found = []
+    for module, name, _ in imports(source):
+        top, _, rest = module.partition(".")
+        place = PACKAGE / rest.replace(".", "/")
+        if top != "circuitspex" or (not name and not rest):
+            continue
+        is_door = place.is_dir() or (place.parent == PACKAGE and place.stem in ROOT)
+        is_file = is_door and place.is_dir() and (place / f"{name}.py").exists()
+        if (
+            not is_door
+            or (name.startswith("_") and name != "_shared")
+            or (is_file and place != PACKAGE and name not in handed_on(place))
+        ):
+            found.append(f"{module}.{name}")
+    return found
+
+
+def named_in_strings(source: str) -> list[str]:
+    """Name every place of the package that a test replaces by its path."""
+    return [
+        argument.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        for argument in node.args[:1]
+        if isinstance(argument, ast.Constant) and str(argument.value).startswith("circuitspex.")
+        if any(word in ast.unparse(node.func) for word in ("setattr", "patch"))
+    ]
+
+
+def in_all_tests(look: Callable[[str], list[str]]) -> list[str]:
+    return [
+        f"{file.relative_to(TESTS)}: {found}"
+        for file in sorted(TESTS.rglob("*.py"))
+        for found in look(file.read_text())
+    ]
+
+
+def test_tests_reach_past_doors_less_and_less() -> None:
+    found = in_all_tests(reached_into)
+    assert len(found) <= REACHED_INTO, "\n".join(["import from a room's door:", *found])
+
+
+def test_tests_name_places_in_strings_less_and_less() -> None:
+    found = in_all_tests(named_in_strings)
+    assert len(found) <= NAMED_IN_STRINGS, "\n".join(["replace an object's attribute:", *found])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from circuitspex.algebra.masks import pack",
+        "def test_a():\n    from circuitspex.decoders.codes.bins import decode_bins",
+        "from circuitspex.designs import _rank",
+        "from circuitspex.evaluation.store import index as _index",
+        "import circuitspex.tracking._wandb",
+    ],
+)
+def test_reaching_in_is_counted(source: str) -> None:
+    assert len(reached_into(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import circuitspex as cs",
+        "import numpy.random",
+        "from circuitspex import decoders, Task, _shared",
+        "from circuitspex.algebra import masks, pack",
+        "from circuitspex.decoders.codes import decode_bins",
+        "from circuitspex.errors import MaskError",
+    ],
+)
+def test_a_door_may_be_used(source: str) -> None:
+    assert reached_into(source) == []
+
+
+def test_strings_that_name_places_are_counted() -> None:
+    assert named_in_strings('monkeypatch.setattr("circuitspex.a._b", 1)') == ["circuitspex.a._b"]
+    assert named_in_strings('patch("circuitspex.a.b")\nrun(["circuitspex", "x"])') != []
+    assert named_in_strings('monkeypatch.setattr(module, "_b", 1)\nload("circuitspex.a")') == []

@@ -9,11 +9,11 @@ import pytest
 import typer
 import yaml
 
-from circuitspex._shared.mappings import read_mapping
+from circuitspex._shared import read_mapping
 from circuitspex.cli import app
-from circuitspex.cluster.resources import Resources
-from circuitspex.runs.settings import setting_name
-from circuitspex.sweeps.manifest import plan_sweep
+from circuitspex.cluster import Resources
+from circuitspex.runs import setting_name
+from circuitspex.sweeps import plan_sweep
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.sbatch"))

@@ -8,15 +8,13 @@ from slow_truth import slow_table
 from torch.testing import assert_close
 
 from circuitspex import models
-from circuitspex.ablation.ablated import ablate
-from circuitspex.algebra.masks import ablate_only, all_kept
+from circuitspex.ablation import ablate
+from circuitspex.algebra import ablate_only, all_kept
 from circuitspex.errors import ModelError, TaskError
-from circuitspex.evaluation.evaluation import Evaluation
-from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.models.fingerprint import describe_model
-from circuitspex.tasks import ioi
-from circuitspex.tasks.metrics import logit_difference
-from circuitspex.tasks.task import Task
+from circuitspex.evaluation import Evaluation
+from circuitspex.evaluation.store import MemoryStore
+from circuitspex.models import describe_model
+from circuitspex.tasks import Task, ioi, logit_difference
 from circuitspex.units import heads, neurons
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]

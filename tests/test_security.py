@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from circuitspex._shared.spec import Spec
+from circuitspex._shared import Spec
 from circuitspex.cli import show
 from circuitspex.errors import CircuitSpexError
 from circuitspex.findings import load
 from circuitspex.report import render_page
-from circuitspex.runs.discover import discover
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings, discover
 
 PACKAGE = Path(__file__).parent.parent / "circuitspex"
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import circuitspex as cs
-from circuitspex.algebra.interactions import Interactions
+from circuitspex.algebra import Interactions
 from circuitspex.errors import AblationError, BudgetError, HookError, ResultError, TaskWarning
-from circuitspex.tracking.null import NullTracker
+from circuitspex.tracking import NullTracker
 from circuitspex.units import Site
 
 

@@ -12,13 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from circuitspex.ablation.ablated import ablate
-from circuitspex.algebra.masks import enumerate_masks
-from circuitspex.algebra.transforms import fourier, moebius
-from circuitspex.evaluation.evaluation import Evaluation
-from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.tasks import induction
-from circuitspex.tasks.metrics import logit_difference
+from circuitspex.ablation import ablate
+from circuitspex.algebra import enumerate_masks, fourier, moebius
+from circuitspex.evaluation import Evaluation
+from circuitspex.evaluation.store import MemoryStore
+from circuitspex.tasks import induction, logit_difference
 from circuitspex.units import heads
 
 ORDERS = torch.tensor([index.bit_count() for index in range(256)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from circuitspex.models.loading import from_hugging_face
+from circuitspex.models import from_hugging_face
 
 D_VOCAB = 37
 N_LAYERS = 2

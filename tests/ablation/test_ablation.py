@@ -24,7 +24,7 @@ from torch.testing import assert_close
 from circuitspex import models
 from circuitspex.ablation import Rows, ablate, answer_logits
 from circuitspex.ablation.hooks import HookedModel
-from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
+from circuitspex.algebra import ablate_only, all_ablated, all_kept
 from circuitspex.errors import AblationError, HookError, MaskError, UnitError
 from circuitspex.units import (
     MLP,

@@ -7,11 +7,10 @@ import torch
 from slow_truth import random_masks, random_tokens, slow_table
 from torch.testing import assert_close
 
-from circuitspex.ablation.ablated import ablate
+from circuitspex.ablation import ablate
 from circuitspex.ablation.batching import Batcher, rows_that_fit
 from circuitspex.errors import OutOfMemoryError
-from circuitspex.units import heads
-from circuitspex.units.replacements import mean
+from circuitspex.units import heads, mean
 
 
 class Memory:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from circuitspex import models
 from circuitspex.ablation import Rows, ablate
 from circuitspex.ablation.forking import SharedLayers, plan
-from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
+from circuitspex.algebra import ablate_only, all_ablated, all_kept
 from circuitspex.errors import ForkWarning
 from circuitspex.units import (
     MLP,

@@ -29,16 +29,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import circuitspex as cs
-from circuitspex._shared.protocols import (
+from circuitspex._shared import (
     DifferentiableSetFunction,
     SampledDifferentiableSetFunction,
     SampledSetFunction,
 )
-from circuitspex.ablation.ablated import ablate
+from circuitspex.ablation import ablate
 from circuitspex.ablation.batching import rows_that_fit
-from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
+from circuitspex.algebra import ablate_only, all_ablated, all_kept
+from circuitspex.decoders.measuring import Meter
 from circuitspex.decoders.measuring.restriction import Restricted
-from circuitspex.decoders.measuring.samples import Meter
 from circuitspex.errors import (
     BudgetError,
     DecoderError,
@@ -49,12 +49,11 @@ from circuitspex.errors import (
     OutOfMemoryError,
     TaskError,
 )
-from circuitspex.evaluation.evaluation import Evaluation
-from circuitspex.evaluation.runner import LocalRunner
-from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.models.loading import from_hugging_face
-from circuitspex.tasks.metrics import METRICS, Targets, logit_difference
-from circuitspex.tasks.task import Task
+from circuitspex.evaluation import Evaluation, LocalRunner
+from circuitspex.evaluation.store import MemoryStore
+from circuitspex.models import from_hugging_face
+from circuitspex.tasks import Targets, Task, logit_difference
+from circuitspex.tasks.metrics import METRICS
 from circuitspex.units import (
     MLP,
     AttentionLayer,
@@ -63,11 +62,12 @@ from circuitspex.units import (
     UnitSet,
     attention_layers,
     heads,
+    mean,
     mlps,
     neuron_blocks,
     neurons,
+    resample,
 )
-from circuitspex.units.replacements import mean, resample
 
 STEP = 1e-3
 EXACT_IN_DOUBLE = ("gpt2", "gpt-neox")

@@ -12,10 +12,8 @@ import torch
 from scipy.special import bernoulli
 
 from circuitspex import indices
+from circuitspex.algebra import Coordinates, Interactions, enumerate_masks, fourier, moebius
 from circuitspex.algebra.indices import INDICES, check_index, index_conversion
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.algebra.masks import enumerate_masks
-from circuitspex.algebra.transforms import Coordinates, fourier, moebius
 from circuitspex.errors import MissingExtraError, ResultError
 
 COORDINATES = [

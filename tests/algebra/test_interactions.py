@@ -13,11 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitspex import decoders, transforms
+from circuitspex.algebra import Interactions, enumerate_masks, fourier, keep_only, moebius
 from circuitspex.algebra import interactions as module
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.algebra.masks import enumerate_masks, keep_only
 from circuitspex.algebra.term import kind
-from circuitspex.algebra.transforms import fourier, moebius
 from circuitspex.errors import MaskError, MissingExtraError, ResultError
 from circuitspex.games import SparseGame
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitspex import masks as m
-from circuitspex._shared.checks import check_masks
+from circuitspex._shared import check_masks
 from circuitspex.errors import MaskError
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from circuitspex.algebra.term import Measured, Term, as_columns, as_text, number, to_dataframe
+from circuitspex.algebra import Measured, Term, as_columns, as_text, number, to_dataframe
 
 PAIR = Term(("L0H0", "L1H1"), (0, 3), "moebius", "intact", -2.0, 0.1, (-2.196, -1.804), 0.01)
 TRIPLE = Term(("a", "b", "c"), (0, 1, 2), "moebius", "intact", 0.5)

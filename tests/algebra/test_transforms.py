@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitspex.algebra.masks import enumerate_masks
-from circuitspex.algebra.transforms import (
+from circuitspex.algebra import (
     Coordinates,
     basis_functions,
     convert,
+    enumerate_masks,
     evaluate,
     fourier,
     inverse_fourier,

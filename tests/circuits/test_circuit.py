@@ -6,10 +6,9 @@ import pytest
 import torch
 from scipy.optimize import OptimizeResult
 
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.algebra.masks import keep_only
-from circuitspex.circuits.circuit import Circuit
-from circuitspex.circuits.integer_program import _sparsest_moebius, best_circuit
+from circuitspex.algebra import Interactions, keep_only
+from circuitspex.circuits import Circuit, best_circuit
+from circuitspex.circuits.integer_program import _sparsest_moebius
 from circuitspex.errors import ResultError
 
 

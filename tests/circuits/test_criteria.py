@@ -6,18 +6,16 @@ import pytest
 import torch
 
 from circuitspex import criteria
-from circuitspex.algebra.masks import keep_only
-from circuitspex.circuits.circuit import Circuit
+from circuitspex.algebra import keep_only
+from circuitspex.circuits import Circuit, CircuitReport, verify_circuit
 from circuitspex.circuits.criteria import (
     MIB_FRACTIONS,
-    CircuitReport,
     cmd,
     cpr,
     faithfulness,
     faithfulness_curve,
     incompleteness,
     minimality,
-    verify_circuit,
 )
 from circuitspex.errors import MaskError, ResultError
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from circuitspex.cli import app
 from circuitspex.cli.discover import default_folder
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings
 
 RUNNER = CliRunner()
 SMALL = ["--n-prompts", "2", "--units", "heads@1", "--budget", "32"]

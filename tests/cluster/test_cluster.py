@@ -14,10 +14,16 @@ import psutil
 import pytest
 from cluster_jobs import make_program, search_path
 
-from circuitspex.cluster import slurm
-from circuitspex.cluster.resources import Resources
-from circuitspex.cluster.slurm import log_of, read_submissions, sbatch_script, submit_array
-from circuitspex.cluster.states import JobState, job_states
+from circuitspex.cluster import (
+    JobState,
+    Resources,
+    job_states,
+    read_submissions,
+    sbatch_script,
+    slurm,
+    submit_array,
+)
+from circuitspex.cluster.slurm import log_of
 from circuitspex.errors import ClusterError, MissingExtraError
 
 FIVE_MINUTES = Resources(minutes=5)

@@ -20,7 +20,7 @@ from light_actors import LightActor
 from slow_truth import random_masks, random_tokens
 
 import circuitspex as cs
-from circuitspex._shared.protocols import SampledDifferentiableSetFunction
+from circuitspex._shared import SampledDifferentiableSetFunction
 from circuitspex.ablation import Pass, Rows
 from circuitspex.cluster.pool import Parcel, WorkerPool
 from circuitspex.cluster.session import _own_defaults, _signals_kept
@@ -36,10 +36,9 @@ from circuitspex.errors import (
     WorkerWarning,
 )
 from circuitspex.evaluation import Workers
-from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.runs.discover import discover
-from circuitspex.runs.settings import Settings
-from circuitspex.tasks.metrics import logit_difference
+from circuitspex.evaluation.store import MemoryStore
+from circuitspex.runs import Settings, discover
+from circuitspex.tasks import logit_difference
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]
 

@@ -18,17 +18,18 @@ from cluster_jobs import search_path
 from slurm_cluster import Cluster, running_cluster, why_not
 from typer.testing import CliRunner
 
-from circuitspex._shared.mappings import read_mapping
+from circuitspex._shared import read_mapping
 from circuitspex.cli import app
-from circuitspex.cluster.resources import Resources
-from circuitspex.cluster.slurm import (
+from circuitspex.cluster import (
+    JobState,
+    Resources,
     Submission,
-    log_of,
+    job_states,
     read_submissions,
     sbatch_script,
     submit_array,
 )
-from circuitspex.cluster.states import JobState, job_states
+from circuitspex.cluster.slurm import log_of
 from circuitspex.errors import ClusterError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from processes import in_a_process_of_its_own, peak_memory
 
 from circuitspex import decoders
-from circuitspex.algebra.transforms import fourier
-from circuitspex.decoders.codes.bins import complete_tables, decode_bins
-from circuitspex.decoders.codes.peeling import (
+from circuitspex.algebra import fourier
+from circuitspex.decoders.codes import (
     grow,
     search_bins,
     search_everything,
@@ -20,10 +19,10 @@ from circuitspex.decoders.codes.peeling import (
     search_pairs,
     search_units,
 )
-from circuitspex.decoders.measuring.rounds import evaluate_round, plan_rounds
-from circuitspex.decoders.measuring.samples import Meter, Samples, gather, join
+from circuitspex.decoders.codes.bins import complete_tables, decode_bins
+from circuitspex.decoders.measuring import Meter, Samples, evaluate_round, gather, join, plan_rounds
 from circuitspex.decoders.regression.crossfit import _blocks, _deal
-from circuitspex.designs.affine import AffineDesign, affine_design
+from circuitspex.designs import AffineDesign, affine_design
 from circuitspex.games import (
     PromptsGame,
     SparseGame,

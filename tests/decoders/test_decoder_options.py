@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from circuitspex import decoders
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.decoders.measuring.rounds import prompts_to_draw
-from circuitspex.decoders.measuring.samples import Meter, Samples, gather, variance_components
-from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.algebra import Interactions
+from circuitspex.decoders.measuring import (
+    Meter,
+    Samples,
+    gather,
+    prompts_to_draw,
+    variance_components,
+)
+from circuitspex.decoders.regression import SparseRegression
 from circuitspex.errors import DecoderError
 from circuitspex.games import PromptsGame, SparseGame, characters, hierarchy
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from circuitspex import decoders
-from circuitspex.decoders.measuring.rounds import evaluate_round, plan_rounds, prompts_to_draw
-from circuitspex.decoders.measuring.samples import Meter
-from circuitspex.decoders.regression.crossfit import held_out_r2, r2_std_error
+from circuitspex.decoders.measuring import Meter, evaluate_round, plan_rounds, prompts_to_draw
+from circuitspex.decoders.regression import held_out_r2, r2_std_error
 from circuitspex.games import PromptsGame, SparseGame, random_terms
 
 

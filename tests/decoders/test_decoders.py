@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from circuitspex import decoders
-from circuitspex.decoders.measuring.samples import Meter
-from circuitspex.decoders.regression.sparse_regression import SparseRegression
+from circuitspex.decoders.measuring import Meter
+from circuitspex.decoders.regression import SparseRegression
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 from circuitspex.games import PromptsGame, SparseGame, random_terms
 

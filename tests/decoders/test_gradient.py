@@ -10,15 +10,15 @@ import torch
 
 import circuitspex as cs
 from circuitspex import decoders
+from circuitspex.decoders.around_intact import Neighbourhood, explore
 from circuitspex.decoders.around_intact.candidates import rank
-from circuitspex.decoders.around_intact.exploration import explore
-from circuitspex.decoders.around_intact.neighbourhood import Neighbourhood
-from circuitspex.decoders.measuring.samples import Meter
-from circuitspex.decoders.process.gradient_means import (
+from circuitspex.decoders.measuring import Meter
+from circuitspex.decoders.process import (
     ExpansionMean,
     LinearMean,
     QuadraticMean,
     clip_lengths,
+    unit_weights,
 )
 from circuitspex.decoders.process.process import (
     Prior,
@@ -27,10 +27,9 @@ from circuitspex.decoders.process.process import (
     characters_of_units,
     choose_prior,
     symmetric_polynomials,
-    unit_weights,
 )
 from circuitspex.decoders.process.process_fit import _Spectrum
-from circuitspex.designs.bernoulli import bernoulli_masks
+from circuitspex.designs import bernoulli_masks
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 from circuitspex.games import PromptsGame
 

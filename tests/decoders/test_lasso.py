@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from circuitspex import decoders
-from circuitspex.decoders.lasso import LassoDecoder
-from circuitspex.decoders.regression.strongest_sets import strongest_triples
+from circuitspex.decoders import LassoDecoder
+from circuitspex.decoders.regression import strongest_triples
 from circuitspex.errors import DecoderError
 from circuitspex.games import SparseGame, characters, random_terms
 

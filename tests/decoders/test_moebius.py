@@ -7,14 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitspex import decoders
-from circuitspex.algebra import membership
-from circuitspex.algebra.masks import enumerate_masks
-from circuitspex.algebra.transforms import Coordinates, basis_functions, evaluate, moebius
+from circuitspex.algebra import (
+    Coordinates,
+    basis_functions,
+    enumerate_masks,
+    evaluate,
+    membership,
+    moebius,
+)
 from circuitspex.decoders.codes.aliasing import Aliasing
 from circuitspex.decoders.codes.group_tests import definite_sets, likeliest_sets, smallest_sets
 from circuitspex.decoders.codes.moebius_bins import plan_samples
 from circuitspex.decoders.codes.moebius_peeling import BinSamples
-from circuitspex.designs.group_testing import aliased_masks, bin_matrix, pool_matrix, pools_needed
+from circuitspex.designs import aliased_masks, bin_matrix, pool_matrix, pools_needed
 from circuitspex.errors import BudgetError, DecoderError
 from circuitspex.games import PromptsGame, random_terms
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from circuitspex.algebra.masks import enumerate_masks
-from circuitspex.algebra.transforms import fourier
-from circuitspex.decoders.regression.trees import Tree, as_terms, tree_fourier
+from circuitspex.algebra import enumerate_masks, fourier
+from circuitspex.decoders.regression import Tree, as_terms, tree_fourier
 
 
 def random_tree(n_units, n_splits, rng):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from circuitspex.designs import bch
-from circuitspex.designs.bch import MAX_UNITS, bch_code
+from circuitspex.designs import MAX_UNITS, bch
+from circuitspex.designs.bch import bch_code
 from circuitspex.errors import DecoderError
 
 DEGREES = sorted(bch._PRIMITIVE)

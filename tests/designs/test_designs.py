@@ -8,18 +8,17 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from circuitspex.algebra.masks import enumerate_masks
-from circuitspex.designs.affine import (
+from circuitspex.algebra import enumerate_masks
+from circuitspex.designs import (
     AffineDesign,
     AffineGroup,
-    _full_rank,
-    _rank,
     affine_design,
     affine_size,
+    bernoulli_masks,
+    exhaustive_masks,
 )
+from circuitspex.designs.affine import _full_rank, _rank
 from circuitspex.designs.bch import bch_code
-from circuitspex.designs.bernoulli import bernoulli_masks
-from circuitspex.designs.exhaustive import exhaustive_masks
 from circuitspex.errors import BudgetError, DecoderError
 from circuitspex.games import characters
 

@@ -9,18 +9,21 @@ from slow_truth import random_tokens
 from torch.testing import assert_close
 
 from circuitspex import decoders
-from circuitspex.ablation.ablated import ablate
-from circuitspex.decoders.measuring.samples import gather
-from circuitspex.decoders.regression import sparse_regression
-from circuitspex.decoders.regression.crossfit import crossfit, held_out_r2, r2_std_error
-from circuitspex.decoders.regression.sparse_regression import SparseRegression
-from circuitspex.designs.forked import forked_masks
+from circuitspex.ablation import ablate
+from circuitspex.decoders.measuring import gather
+from circuitspex.decoders.regression import (
+    SparseRegression,
+    held_out_r2,
+    r2_std_error,
+    sparse_regression,
+)
+from circuitspex.decoders.regression.crossfit import crossfit
+from circuitspex.designs import forked_masks
 from circuitspex.errors import DecoderError, MaskError
-from circuitspex.evaluation.evaluation import Evaluation
-from circuitspex.evaluation.store.memory import MemoryStore
+from circuitspex.evaluation import Evaluation
+from circuitspex.evaluation.store import MemoryStore
 from circuitspex.games import PromptsGame, characters
-from circuitspex.tasks.metrics import logit_difference
-from circuitspex.tasks.task import Task
+from circuitspex.tasks import Task, logit_difference
 from circuitspex.units import heads
 
 LAYERS = np.arange(12).repeat(4)  # 12 layers of 4 units

@@ -20,18 +20,16 @@ from tiny_models import make_tiny
 from torch.testing import assert_close
 
 from circuitspex import metrics
-from circuitspex._shared.spec import Spec
-from circuitspex.ablation.ablated import ablate
-from circuitspex.algebra.masks import ablate_only, all_ablated, all_kept
+from circuitspex._shared import Spec
+from circuitspex.ablation import ablate
+from circuitspex.algebra import ablate_only, all_ablated, all_kept
 from circuitspex.errors import BudgetError, MaskError, NonFiniteError, StoreError, TaskError
-from circuitspex.evaluation.evaluation import Evaluation, describe_evaluation, draw_balanced
-from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.evaluation.store.parquet import ParquetStore
-from circuitspex.tasks import induction
-from circuitspex.tasks.metrics import METRICS, logit_difference
-from circuitspex.tasks.task import Task
-from circuitspex.units import heads, mlps, neuron_blocks
-from circuitspex.units.replacements import mean, resample
+from circuitspex.evaluation import Evaluation, describe_evaluation
+from circuitspex.evaluation.evaluation import draw_balanced
+from circuitspex.evaluation.store import MemoryStore, ParquetStore
+from circuitspex.tasks import Task, induction, logit_difference
+from circuitspex.tasks.metrics import METRICS
+from circuitspex.units import heads, mean, mlps, neuron_blocks, resample
 
 LENGTHS = (5, 7, 5, 4, 7)
 CLOSE = {"rtol": 0, "atol": 1e-4}

@@ -8,14 +8,13 @@ import torch
 from conftest import shared_tiny
 from slow_truth import random_tokens
 
-from circuitspex.ablation import Rows, ablate
-from circuitspex.ablation.batching import Batcher, Room, rows_that_fit
-from circuitspex.algebra.masks import ablate_only
-from circuitspex.evaluation.runner import LocalRunner
-from circuitspex.tasks.metrics import METRICS, logit_difference
-from circuitspex.tasks.task import Task
-from circuitspex.units import heads, mlps
-from circuitspex.units.replacements import resample
+from circuitspex.ablation import Room, Rows, ablate
+from circuitspex.ablation.batching import Batcher, rows_that_fit
+from circuitspex.algebra import ablate_only
+from circuitspex.evaluation import LocalRunner
+from circuitspex.tasks import Task, logit_difference
+from circuitspex.tasks.metrics import METRICS
+from circuitspex.units import heads, mlps, resample
 
 LENGTHS = (5, 7, 5, 7)
 SLOW = partial(pytest.param, marks=pytest.mark.slow)

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from circuitspex._shared.spec import Spec
-from circuitspex.algebra.masks import pack, unpack
+from circuitspex._shared import Spec
+from circuitspex.algebra import pack, unpack
 from circuitspex.errors import (
     MaskError,
     ResultError,
@@ -30,9 +30,7 @@ from circuitspex.errors import (
     StoreMismatchError,
     StoreWarning,
 )
-from circuitspex.evaluation.store.base import Store
-from circuitspex.evaluation.store.memory import MemoryStore
-from circuitspex.evaluation.store.parquet import ParquetStore
+from circuitspex.evaluation.store import MemoryStore, ParquetStore, Store
 
 N_UNITS, N_PROMPTS = 11, 4
 SPEC = Spec({"model": "toy", "processing": "none", "n_units": N_UNITS, "n_prompts": N_PROMPTS})

@@ -6,7 +6,7 @@ from pathlib import Path
 from writers import SPEC, rows_of
 
 from circuitspex.errors import StoreWarning
-from circuitspex.evaluation.store.parquet import ParquetStore
+from circuitspex.evaluation.store import ParquetStore
 
 HURT, UNHURT = rows_of([*range(20)]), rows_of([*range(100, 120)])
 

@@ -20,7 +20,7 @@ import torch
 import circuitspex.runs  # noqa: F401 - imported before the fork
 from circuitspex.ablation.hooks import HookedModel
 from circuitspex.cli import app
-from circuitspex.evaluation.runner import LocalRunner
+from circuitspex.evaluation import LocalRunner
 
 BATCH = 16
 OPTIONS = {"decoder": "lasso", "budget": 512, "keep_rate": 0.7, "n_prompts": 4, "verify": 4}

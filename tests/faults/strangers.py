@@ -20,10 +20,10 @@ from writers import SPEC, rows_of
 
 from circuitspex.cli import show
 from circuitspex.errors import CircuitSpexError
-from circuitspex.evaluation.store.parquet import ParquetStore
+from circuitspex.evaluation.store import ParquetStore
 from circuitspex.findings import load, read_summary
 from circuitspex.report import render_page
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings
 
 LONGEST = 60
 """Seconds after which something hangs."""
@@ -143,7 +143,7 @@ def _change(path: Path, rng: random.Random) -> None:
 
 
 def _with_hashes(document: Any) -> str | None:
-    from circuitspex._shared.spec import Spec
+    from circuitspex._shared import Spec
 
     try:
         spec = Spec(*(document[part] for part in ("evaluation", "discovery", "versions")))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from job import BATCH, Job, start
 
-from circuitspex.algebra.interactions import Interactions
+from circuitspex.algebra import Interactions
 
 RESULTS = (
     *("spec.json", "interactions.json", "verified_interactions.json", "circuit.json"),

@@ -4,8 +4,7 @@ import tempfile
 import warnings
 
 import circuitspex.tracking._wandb  # noqa: F401
-from circuitspex.runs.discover import discover
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings, discover
 
 with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -10,8 +10,8 @@ from unittest.mock import patch
 import torch
 from job import PROCESSES
 
-from circuitspex._shared.spec import Spec
-from circuitspex.evaluation.store.parquet import ParquetStore
+from circuitspex._shared import Spec
+from circuitspex.evaluation.store import ParquetStore
 
 N_UNITS = 20
 SPEC = Spec({"n_units": N_UNITS, "n_prompts": 1})

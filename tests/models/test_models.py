@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from circuitspex import models
 from circuitspex.errors import MissingExtraError, ModelError
-from circuitspex.models.fingerprint import describe_model
+from circuitspex.models import describe_model
 from circuitspex.models.loading import check_gguf
 from circuitspex.models.toys import TOYS, WEIGHTS
 

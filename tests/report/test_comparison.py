@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuitspex.report import comparison_figures
-from circuitspex.report.comparison import Comparison, is_number, render_comparison
+from circuitspex.report import Comparison, comparison_figures, render_comparison
+from circuitspex.report.comparison import is_number
 
 # As Any: plotly's own annotations allow too much to be of use.
 setting_figure: Any = comparison_figures.setting_figure

@@ -23,8 +23,8 @@ from found import (
 from circuitspex import report
 from circuitspex.errors import ResultError
 from circuitspex.findings import Findings
-from circuitspex.report import SECTIONS, render_page, write_page
-from circuitspex.report.effect_map import head_map_image, make_effect_map, single_effects
+from circuitspex.report import SECTIONS, head_map_image, render_page, write_page
+from circuitspex.report.effect_map import make_effect_map, single_effects
 from circuitspex.report.layout import arrange, short_label
 from circuitspex.report.style import KINDS
 

@@ -8,8 +8,7 @@ import torch
 
 from circuitspex.errors import ResultError
 from circuitspex.findings import Findings
-from circuitspex.runs.discover import discover
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings, discover
 
 SMALL = Settings(units="heads@1", n_prompts=2, budget=32)
 

@@ -12,9 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from circuitspex import decoders, metrics, tasks
-from circuitspex._shared.mappings import MAX_BYTES, parse_mapping, read_mapping
+from circuitspex._shared import parse_mapping, read_mapping
+from circuitspex._shared.mappings import MAX_BYTES
 from circuitspex.errors import CircuitSpexError, SettingsError
-from circuitspex.runs.settings import DTYPES, Settings, parse_value, setting_names
+from circuitspex.runs import Settings, parse_value, setting_names
+from circuitspex.runs.settings import DTYPES
 from circuitspex.units import REPLACEMENTS
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from circuitspex._shared.files import write_atomically
-from circuitspex._shared.spec import ABSENT, Spec, current_versions, describe_differences
+from circuitspex._shared import Spec, current_versions, describe_differences, write_atomically
+from circuitspex._shared.spec import ABSENT
 from circuitspex.errors import ResultError
 
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from circuitspex import sweeps
 from circuitspex.errors import CircuitSpexError, SweepError
-from circuitspex.runs.settings import Settings, setting_names
-from circuitspex.sweeps import running
+from circuitspex.runs import Settings, setting_names
+from circuitspex.sweeps import parse_sweep, running
 from circuitspex.sweeps.distributions import percentile
-from circuitspex.sweeps.file import parse_sweep
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "wandb_sweeps.json").read_text())
 

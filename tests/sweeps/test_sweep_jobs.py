@@ -8,12 +8,11 @@ from cluster_jobs import make_program
 from typer.testing import CliRunner
 
 from circuitspex.cli import app
-from circuitspex.cluster.resources import Resources
-from circuitspex.cluster.slurm import Submission, _write_record, read_submissions
+from circuitspex.cluster import Resources, Submission, read_submissions
+from circuitspex.cluster.slurm import _write_record
 from circuitspex.errors import JobInterruptedError, SweepError
-from circuitspex.sweeps import jobs
-from circuitspex.sweeps.manifest import plan_sweep
-from circuitspex.sweeps.state import RunState, fail
+from circuitspex.sweeps import RunState, jobs, plan_sweep
+from circuitspex.sweeps.state import fail
 
 SWEEP = "method: grid\nparameters: {seed: {values: [0, 1, 2]}, budget: {value: 512}}\n"
 

@@ -22,7 +22,7 @@ from circuitspex.cli import app
 from circuitspex.cli.sweep import read_ranges
 from circuitspex.errors import SweepError
 from circuitspex.findings import SUMMARY
-from circuitspex.runs.settings import Settings
+from circuitspex.runs import Settings
 from circuitspex.sweeps import running, state
 
 SMALL = {"units": "heads@1", "n_prompts": 2, "decoder": "lasso", "prompts_per_mask": "all"}

@@ -10,9 +10,8 @@ from torch.testing import assert_close
 
 from circuitspex import tasks
 from circuitspex.errors import TaskError
-from circuitspex.tasks import induction, ioi
+from circuitspex.tasks import Task, induction, ioi
 from circuitspex.tasks.ioi import FRAMES, NAMES, PLACES, THINGS
-from circuitspex.tasks.task import Task
 
 FILLED = [
     frame.format(first="", second="", giver="", place=place, thing=thing)

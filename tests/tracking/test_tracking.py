@@ -17,17 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from circuitspex._shared.spec import Spec
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.circuits.circuit import Circuit
-from circuitspex.circuits.criteria import CircuitReport
+from circuitspex._shared import Spec
+from circuitspex.algebra import Interactions
+from circuitspex.circuits import Circuit, CircuitReport
 from circuitspex.errors import TrackingWarning
-from circuitspex.evaluation.store.memory import MemoryStore
+from circuitspex.evaluation.store import MemoryStore
 from circuitspex.findings import Findings
 from circuitspex.report import head_map_image, write_page
-from circuitspex.tracking import _wandb, wandb_tracker
-from circuitspex.tracking.base import Tracker
-from circuitspex.tracking.null import NullTracker
+from circuitspex.tracking import NullTracker, Tracker, _wandb, wandb_tracker
 from circuitspex.verification import Verification
 
 UNITS = ("L0H0", "L0H1", "L1H0", "L1H1")

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitspex.algebra.masks import all_kept, enumerate_masks
-from circuitspex.algebra.transforms import moebius
+from circuitspex.algebra import all_kept, enumerate_masks, moebius
 from circuitspex.errors import ResultError
 from circuitspex.games import PromptsGame, gates, random_terms
 from circuitspex.verification.measurement import measure_coefficients, plan_measurement

@@ -14,11 +14,16 @@ from slow_truth import random_masks
 from test_measurement import needed, slow_effect
 from torch import Tensor
 
-from circuitspex.algebra.interactions import Interactions
-from circuitspex.algebra.masks import all_kept, enumerate_masks
-from circuitspex.algebra.term import Measured, Term
-from circuitspex.algebra.transforms import Origin, moebius
-from circuitspex.circuits.circuit import Circuit
+from circuitspex.algebra import (
+    Interactions,
+    Measured,
+    Origin,
+    Term,
+    all_kept,
+    enumerate_masks,
+    moebius,
+)
+from circuitspex.circuits import Circuit
 from circuitspex.errors import ResultError
 from circuitspex.games import PromptsGame, SparseGame, gates
 from circuitspex.verification import Verification, verify_interactions
