@@ -118,6 +118,7 @@ def test_a_missing_import_is_seen() -> None:
     assert missing_imports(source + "from circuitspex.algebra import masks") == wanted
 
 
+@pytest.mark.slow
 def test_readme_example_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

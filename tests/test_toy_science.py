@@ -19,6 +19,8 @@ from circuitspex.evaluation.store import MemoryStore
 from circuitspex.tasks import induction, logit_difference
 from circuitspex.units import heads
 
+pytestmark = pytest.mark.slow
+
 ORDERS = torch.tensor([index.bit_count() for index in range(256)])
 LAYER_0, LAYER_1 = range(4), range(4, 8)
 _FOUND: dict[str, SimpleNamespace] = {}

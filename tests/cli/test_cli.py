@@ -179,6 +179,7 @@ def test_help_names_every_command_and_option() -> None:
         assert option in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, stop: signal.Signals) -> None:
     command = [

@@ -48,6 +48,7 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_local_job_that_is_signalled_is_called_again(tmp_path):
     (job,) = submit_here(cluster_jobs.wait_for, [(tmp_path / "run" / "go",)], tmp_path / "jobs")
     wait_until(lambda: cluster_jobs.diary(tmp_path / "run") == ["start"])
@@ -59,6 +60,7 @@ def test_a_local_job_that_is_signalled_is_called_again(tmp_path):
     assert job._process.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_local_job_that_fails_leaves_the_others_alone(tmp_path):
     jobs = submit_here(cluster_jobs.wait_for, [(tmp_path / "b" / "diary",)], tmp_path / "jobs")
     jobs += submit_here(cluster_jobs.fail, [(tmp_path / "a",)], tmp_path / "jobs")
@@ -74,6 +76,7 @@ def test_a_local_job_that_fails_leaves_the_others_alone(tmp_path):
 
 
 # submitit's debugging job does not close its log files.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_debug_engine_runs_in_this_process_and_several_items_in_a_job(tmp_path):
     submission = submit_array(

@@ -57,6 +57,7 @@ def as_dict(interactions, tolerance=1e-9):
 # Bins
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     st.integers(14, 1500),
@@ -370,6 +371,7 @@ def test_spex_decodes_peaks_through_noise():
     assert all(abs(where[term] - value) < 0.15 for term, value in large.items())
 
 
+@pytest.mark.slow
 def test_hybrid_finds_hierarchies_and_gates_that_spex_does_not():
     for game, least in ((hierarchy(20), 0.5), (gates(20), 0.9)):
         hybrid, spex = (
@@ -380,6 +382,7 @@ def test_hybrid_finds_hierarchies_and_gates_that_spex_does_not():
         assert hybrid.held_out_r2 > max(least, spex.held_out_r2 - 0.02)
 
 
+@pytest.mark.slow
 def test_hybrid_uses_no_codes_away_from_one_half():
     game = SparseGame(30, [(), (1,), (1, 2)], np.array([1.0, 2.0, 1.5]), 0.8)
     found = decoders.get("hybrid", keep_rate=0.8).decode(game, budget=400, seed=0)

@@ -193,6 +193,7 @@ def n_evaluations_of_rounds(found):
     return [entry["n_evaluations"] for entry in found.diagnostics["stopping"]["rounds"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
 def test_an_easy_game_stops_early(name):
     game = SparseGame(30, [(), (3,), (5,), (3, 5)], np.array([1.0, 2.0, -1.5, 0.8]))
@@ -212,6 +213,7 @@ def test_an_easy_game_stops_early(name):
     assert stopping["rounds"][-1]["top_overlap"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_game_that_keeps_improving_takes_the_whole_budget():
     recorded = Recording(hierarchy(16))
     found = decoders.get("lasso", tolerance=0.001).decode(recorded, budget=400, seed=0)
@@ -221,6 +223,7 @@ def test_a_game_that_keeps_improving_takes_the_whole_budget():
     assert found.n_evaluations == sum(map(len, recorded.masks)) == 400
 
 
+@pytest.mark.slow
 def test_rounds_together_are_what_one_round_is():
     """The masks are the same, so the fits differ by how rows are dealt into folds alone."""
     game = hierarchy(16, seed=1)
@@ -239,6 +242,7 @@ def test_rounds_together_are_what_one_round_is():
     assert float(errors[1]) == pytest.approx(float(errors[0]), rel=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts_per_mask", ["all", "auto", 1, 2])
 @pytest.mark.parametrize("budget", [100, 777])
 @pytest.mark.parametrize("name", ["lasso", "spex"])
@@ -302,6 +306,7 @@ def test_auto_is_all_for_a_plain_callable():
     assert torch.equal(auto.coefficients, plain.coefficients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
 def test_auto_decodes_as_its_number_does(name):
     results = []
@@ -318,6 +323,7 @@ def test_auto_decodes_as_its_number_does(name):
 # Every prompt's own coefficients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
 def test_coefficients_are_the_mean_of_every_prompts_own(name):
     game = PromptsGame(20, 5, seed=1)
@@ -454,6 +460,7 @@ def test_where_prompts_are_not_told_apart_there_are_no_variances():
     assert variance_components(draws_of(rng, masks, table, 1, 0)) == {}
 
 
+@pytest.mark.slow
 def test_variances_are_reported():
     for prompts_per_mask in ("all", 1, 2):
         decoder = decoders.get("lasso", prompts_per_mask=prompts_per_mask)
@@ -472,6 +479,7 @@ def regression(name, **options):
     return decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_drawn", [1, 2])
 @pytest.mark.parametrize("name", SAMPLED)
 def test_fit_with_prompts_gives_what_decode_gives(name, n_drawn, monkeypatch):

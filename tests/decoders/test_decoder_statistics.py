@@ -9,6 +9,8 @@ from circuitspex.decoders.measuring import Meter, evaluate_round, plan_rounds, p
 from circuitspex.decoders.regression import held_out_r2, r2_std_error
 from circuitspex.games import PromptsGame, SparseGame, random_terms
 
+pytestmark = pytest.mark.slow
+
 
 class Noisy:
     """A game seen through normal noise."""

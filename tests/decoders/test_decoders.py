@@ -434,6 +434,7 @@ def test_terms_without_lower_order_traces_are_not_invented():
     assert found.held_out_r2 > -0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
 def test_wide_games_fit_into_memory(name):
     """Ten thousand units, where a float matrix of all pairs could not exist."""

@@ -134,6 +134,7 @@ def test_what_is_verified_is_what_ablation_says(bend, max_order):
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bend", [None, 6.0])
 @pytest.mark.parametrize("hubs", [True, False])
 def test_the_strongest_pairs_are_among_the_verified(bend, hubs):
@@ -387,6 +388,7 @@ def test_it_predicts_fresh_masks_and_knows_how_well(bend, least):
     assert np.mean(reports) == pytest.approx(np.mean(scores), abs=0.1)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_of_a_random_dense_game():
     covered = []
     for seed in range(6):
@@ -421,6 +423,7 @@ def test_the_average_game_of_prompts_is_decoded(prompts_per_mask):
         assert entry["std_error"] >= 0
 
 
+@pytest.mark.slow
 def test_redundant_heads_of_a_real_model_are_verified():
     model = cs.models.load("toy-redundant")
     task = cs.tasks.induction(model, n_prompts=4, seed=0)

@@ -210,6 +210,7 @@ def test_sparse_games_of_some_units_are_decoded_exactly(origin, seed):
     assert found.n_evaluations <= 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_units", "counts", "max_order", "budget"),
     [
@@ -277,6 +278,7 @@ def test_units_that_need_each_other_and_units_that_back_each_other_up_are_found(
     assert len(found) == 1 + n_ands + len([*pairs, *triples][1::2])
 
 
+@pytest.mark.slow
 def test_thousands_of_units_are_searched_without_measuring_each():
     game = planted(20_000, {1: 5, 2: 5})
     found = decoders.get("moebius", max_order=2).decode(game, budget=1500, seed=0)

@@ -428,6 +428,7 @@ def test_the_page_is_written_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_plotly_is_imported_only_to_draw():
     code = (
         "import sys, circuitspex.report\nprint('plotly' in sys.modules)\n"

@@ -37,6 +37,7 @@ def test_a_circuit_is_half_of_the_units_unless_said(n_units: int, size: int) -> 
     assert Settings(circuit_size=7).resolve(n_units, 16).circuit_size == 7
 
 
+@pytest.mark.slow
 def test_result_reads_back_what_was_written(tmp_path: Path) -> None:
     made = discover(SMALL, tmp_path)
     read = Findings.load(tmp_path)
@@ -86,6 +87,7 @@ def test_half_a_run_is_named(tmp_path: Path) -> None:
         Findings.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tolerance_stops_a_run_early(tmp_path: Path) -> None:
     settings = Settings(decoder="lasso", keep_rate=0.7, budget=16 * 1024, n_prompts=2)
     whole = discover(settings, tmp_path / "whole")

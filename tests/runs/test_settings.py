@@ -48,6 +48,7 @@ VALID = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(VALID)
 @hypothesis_settings(max_examples=40)
 def test_settings_are_the_same_from_every_form(

@@ -232,6 +232,7 @@ def wait_for_both_processes(plan: sweeps.Manifest) -> list[Any]:
     return processes
 
 
+@pytest.mark.slow
 def test_a_run_whose_waiter_was_killed_is_running_until_it_ends(plan: sweeps.Manifest) -> None:
     waiter = subprocess.Popen([sys.executable, "-c", WAITER, str(plan.folder)])
     processes = wait_for_both_processes(plan)
@@ -254,6 +255,7 @@ app(["sweep", "run", sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_stops_the_runs_too(plan: sweeps.Manifest) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND_LINE, str(plan.folder)],
@@ -298,6 +300,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> sweeps.Manifest:
     return plan
 
 
+@pytest.mark.slow
 def test_runs_end_done_or_with_their_reason(finished: sweeps.Manifest) -> None:
     ends = {finished.settings(s.index).units: s for s in sweeps.sweep_states(finished)}
     assert ends["heads@1"].state == "done"
@@ -306,6 +309,7 @@ def test_runs_end_done_or_with_their_reason(finished: sweeps.Manifest) -> None:
     assert "layers 0..1" in ends["heads@7"].note
 
 
+@pytest.mark.slow
 def test_offline_runs_carry_id_group_and_settings(finished: sweeps.Manifest) -> None:
     run = finished.run_folder(0)
     [log] = (run / "wandb").glob("offline-run-*")
@@ -322,6 +326,7 @@ def test_offline_runs_carry_id_group_and_settings(finished: sweeps.Manifest) -> 
         assert text in raw
 
 
+@pytest.mark.slow
 def test_no_environment_variable_is_in_any_file(finished: sweeps.Manifest) -> None:
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
     assert len(files) > 30
@@ -330,11 +335,13 @@ def test_no_environment_variable_is_in_any_file(finished: sweeps.Manifest) -> No
         assert [name for name, value in SECRETS.items() if value.encode() in raw] == [], path
 
 
+@pytest.mark.slow
 def test_the_check_for_secrets_would_notice(finished: sweeps.Manifest) -> None:
     raw = b"".join(p.read_bytes() for p in finished.folder.rglob("*.wandb"))
     assert b"circuitspex" in raw  # what is logged is there to be found
 
 
+@pytest.mark.slow
 def test_results_are_collected(finished: sweeps.Manifest) -> None:
     found = sweeps.collect(finished.folder)
     table = pd.read_parquet(finished.folder / "results.parquet")
@@ -353,6 +360,7 @@ def test_results_are_collected(finished: sweeps.Manifest) -> None:
     assert "No run has held-out R², so faithfulness stands in." in page
 
 
+@pytest.mark.slow
 def test_the_same_run_again_evaluates_nothing(finished: sweeps.Manifest) -> None:
     run = finished.run_folder(0)
     before = (run / "interactions.json").read_bytes()
@@ -362,6 +370,7 @@ def test_the_same_run_again_evaluates_nothing(finished: sweeps.Manifest) -> None
     assert (run / "interactions.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_logs_are_handed_to_wandb(finished: sweeps.Manifest) -> None:
     assert sweeps.sync(finished.folder, "--dry-run") >= 2
     with pytest.raises(SweepError, match=r"wandb sync failed: .*Is this machine online"):
@@ -409,6 +418,7 @@ class Started:
     """A process that the agent believes it started."""
 
 
+@pytest.mark.slow
 def test_an_agent_of_wandb_runs_our_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

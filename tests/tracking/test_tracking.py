@@ -451,6 +451,7 @@ def test_a_result_that_cannot_be_written_is_a_warning_too(tmp_path, monkeypatch)
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_wandb_is_imported_only_when_asked_for():
     code = "import sys, circuitspex.tracking as tracking\n" + "".join(
         f"tracking.wandb_tracker(mode={mode!r})\nprint('wandb' in sys.modules)\n"

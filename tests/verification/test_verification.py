@@ -165,6 +165,7 @@ def test_a_backup_outside_the_circuit_is_no_backup_there() -> None:
     assert verdicts(around_intact)[0, 1] == "verified"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_rate", [0.5, 0.8])
 def test_random_contexts_estimate_fourier_coefficients_without_bias(keep_rate: float) -> None:
     support = [(0,), (1, 2), (0, 3, 4), (1, 2, 3, 5)]
@@ -210,6 +211,7 @@ def test_the_error_is_over_prompts() -> None:
     assert measured(row).interval == pytest.approx((interval.low, interval.high))
 
 
+@pytest.mark.slow
 def test_the_error_in_contexts_covers_the_draw_of_prompts_too() -> None:
     rng = np.random.default_rng(0)
     covered = []
@@ -359,6 +361,7 @@ def test_a_false_interaction_planted_into_a_true_list_is_the_one_refuted() -> No
     assert verdicts(found) == dict.fromkeys(truth, "verified") | {planted: "refuted"}
 
 
+@pytest.mark.slow
 def test_false_claims_are_verified_no_more_often_than_stated() -> None:
     """Noise over prompts and a mean of zero: no more than 5 % of lists hold a false discovery."""
     rng = np.random.default_rng(1)
@@ -372,6 +375,7 @@ def test_false_claims_are_verified_no_more_often_than_stated() -> None:
     assert np.mean(lists) <= 0.05
 
 
+@pytest.mark.slow
 def test_of_what_is_verified_few_are_false_also_among_true_ones() -> None:
     rng = np.random.default_rng(2)
     true, false = [(0, 1), (2, 3), (4, 5)], [(0, 2), (1, 3), (0, 4), (1, 5), (2, 4)]
@@ -388,6 +392,7 @@ def test_of_what_is_verified_few_are_false_also_among_true_ones() -> None:
     assert np.mean(power) > 0.8
 
 
+@pytest.mark.slow
 def test_true_claims_are_hardly_ever_refuted() -> None:
     rng = np.random.default_rng(3)
     refuted = [judged(rng.normal(-1, 2, 6).tolist(), -1.0) == "refuted" for _ in range(400)]
