@@ -1,11 +1,12 @@
+import json
 import math
+from dataclasses import fields
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
-from circuitspex import criteria
 from circuitspex.algebra import keep_only
 from circuitspex.circuits import Circuit, CircuitReport, verify_circuit
 from circuitspex.circuits.criteria import (
@@ -246,5 +247,9 @@ def test_a_curve_needs_a_ranking_of_all_units():
         faithfulness_curve(game, [0, 1, 2], (0.5, 2.0))
 
 
-def test_the_report_document_covers_every_field():
-    assert set(criteria._FIELDS) == set(CircuitReport.__dataclass_fields__)
+def test_the_report_document_covers_every_field(tmp_path):
+    report = verify_circuit(Plain(3, len), Circuit((0,), ("a",), 3), held_out=True, label="l")
+    report.save(tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert set(saved) == {"format", *(field.name for field in fields(CircuitReport))}
+    assert CircuitReport.load(tmp_path / "report.json") == report
