@@ -26,7 +26,9 @@ _PARTS: Mapping[str, tuple[str, Any]] = {
     "criteria": ("verification.json", CircuitReport),
 }
 _SUMMARY_FIELDS = {
-    "hash": str,
+    "run_id": str,
+    "evaluation_hash": str,
+    "run_hash": str,
     "scalars": dict,
     "seconds": float,
     "n_evaluated": int,
@@ -256,7 +258,9 @@ class Findings:
             run_id: What a sweep knows the run by.
         """
         counts = {"n_evaluated": self.n_evaluated, "n_replayed": self.n_replayed}
-        summary = {"hash": run_id, "scalars": self.scalars, "seconds": self.seconds, **counts}
+        hashes = {"evaluation_hash": self.spec.evaluation_hash, "run_hash": self.spec.run_hash}
+        numbers = {"scalars": self.scalars, "seconds": self.seconds, **counts}
+        summary = {"run_id": run_id, **hashes, **numbers}
         write_document(Path(folder) / SUMMARY, "summary", summary)
 
     @classmethod
@@ -311,7 +315,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         folder: Where they are.
 
     Returns:
-        ``hash``, ``scalars`` (name to number), ``seconds``, ``n_evaluated`` and ``n_replayed``.
+        ``run_id``, ``evaluation_hash``, ``run_hash``, ``scalars`` (name to number), ``seconds``,
+        ``n_evaluated`` and ``n_replayed``.
 
     Raises:
         ResultError: If it is missing or damaged.

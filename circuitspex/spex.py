@@ -19,7 +19,7 @@ from circuitspex.ablation import Ablated, ablate
 from circuitspex.algebra import Interactions, all_kept
 from circuitspex.circuits import Circuit, CircuitReport, best_circuit, verify_circuit
 from circuitspex.decoders.measuring import Decoder
-from circuitspex.errors import HookError, ResultError, TaskWarning
+from circuitspex.errors import DecoderError, HookError, ResultError, TaskWarning
 from circuitspex.evaluation import (
     Evaluation,
     LocalRunner,
@@ -242,52 +242,68 @@ class CircuitSpex:
 
     def discover(
         self,
-        decoder: str | Decoder = "hybrid",
+        decoder: str | Decoder = "auto",
         *,
         budget: int,
-        keep_rate: float = 0.95,
+        keep_rate: float | None = None,
         max_order: int | None = None,
+        prompts_per_mask: int | Literal["all", "auto"] | None = None,
         seed: int = 0,
-        prompts_per_mask: int | Literal["all", "auto"] = "auto",
         **options: Any,
     ) -> Interactions:
         """Find the interactions among the units.
 
         Args:
-            decoder: Name of a decoder, or a decoder, which brings its own settings along.
+            decoder: Name of a decoder; ``auto``, which is ``exact`` where all masks fit the budget,
+                else ``hybrid``, or what has the options that are given; or a decoder, which brings
+                all of its options along.
             budget: Evaluations to spend at most: masks × prompts each.
-            keep_rate: Share of units that a mask keeps.
+            keep_rate: Share of units that a mask keeps; the decoder's own for models when None: ½
+                for ``exact`` and ``spex``, else 0.95.
             max_order: Largest set of units that is looked for; the decoder's own default when None.
+            prompts_per_mask: ``all``, how many prompts each mask is evaluated on, or ``auto``, the
+                default: all for ``exact`` and ``moebius``, else as few as there are masks for.
             seed: Seed of every draw.
-            prompts_per_mask: ``all``, how many prompts each mask is evaluated on, or ``auto``: all
-                for ``exact`` and ``moebius``, else as few as there are masks for.
-            **options: Further options of the decoder.
+            **options: Further options of the decoder; ``cs.decoders.options_of`` lists them.
 
         Returns:
             The interactions, in the Fourier basis of the keep rate.
+
+        Raises:
+            DecoderError: If the decoder does not have or cannot use an option, or is a decoder that
+                was made already and options are given beside it.
         """
+        shared = {
+            "keep_rate": keep_rate,
+            "max_order": max_order,
+            "prompts_per_mask": prompts_per_mask,
+        }
+        given = {k: value for k, value in {**shared, **options}.items() if value is not None}
         if isinstance(decoder, str):
-            name = decoder
-            method = decoders.get(
-                decoder,
-                keep_rate=keep_rate,
-                max_order=max_order,
-                prompts_per_mask=prompts_per_mask,
-                **options,
+            sizes = {"n_units": self.n_units, "n_prompts": self.n_prompts}
+            choice = decoders.choose(decoder, budget=budget, **sizes, **given)
+            decoder, reason = choice.decoder, choice.reason
+        elif given:
+            raise DecoderError(
+                f"{', '.join(given)} cannot be given beside a decoder that was made already. Give "
+                f"them to {type(decoder).__name__}(...), or name the decoder."
             )
         else:
-            name, method = type(decoder).__name__, decoder
-        settings = {
-            "decoder": name,
-            "options": asdict(method),
-            "budget": budget,
-            "seed": seed,
-            "settings": self._settings,
-        }
-        self._spec = Spec(self.spec.evaluation, settings, self.spec.versions)
+            reason = "it was passed"
+        self._spec = Spec(
+            self.spec.evaluation,
+            {
+                "decoder": getattr(decoder, "name", type(decoder).__name__),
+                "options": asdict(decoder),
+                "budget": budget,
+                "seed": seed,
+            },
+            self.spec.versions,
+            asked={**self._settings, "decoder_reason": reason},
+        )
         self._tracker.start(self._spec)
         started, before = perf_counter(), self.evaluation.n_evaluated
-        interactions = method.decode(self, budget=budget, seed=seed)
+        interactions = decoder.decode(self, budget=budget, seed=seed)
         seconds, evaluated = perf_counter() - started, self.evaluation.n_evaluated - before
         if self.model.cfg.dtype in (torch.bfloat16, torch.float16):
             noted = {**interactions.diagnostics, "noise_floor": self.noise_floor()}

@@ -1,6 +1,15 @@
 """What all rooms need and no one owns: documents, files, checks, protocols, specs."""
 
 from circuitspex._shared.checks import check_gates, check_masks, did_you_mean
+from circuitspex._shared.declared import (
+    Count,
+    Declared,
+    declared,
+    fit_all,
+    fit_fields,
+    short,
+    wanted,
+)
 from circuitspex._shared.documents import (
     Saved,
     pack_matrix,
@@ -24,4 +33,4 @@ from circuitspex._shared.protocols import (
     SampledSetFunction,
     SetFunction,
 )
-from circuitspex._shared.spec import Spec, current_versions, describe_differences
+from circuitspex._shared.spec import RECIPE, Spec, current_versions, describe_differences

@@ -1,9 +1,10 @@
 """What a result is a result of: everything needed to make it again, as an inert value.
 
-A spec has three parts. *Evaluation* decides the value of a mask on a prompt, and its hash says
+A spec has four parts. *Evaluation* decides the value of a mask on a prompt, and its hash says
 whose evaluations a store holds. *Discovery* decides which masks are evaluated and how they are
-decoded. *Versions* are recorded and compared, but are no part of a hash: an upgrade should not
-throw evaluations away.
+decoded; the hash of a result is of both, and of :data:`RECIPE`. *Versions* and what was *asked* for
+are recorded and compared, but are no part of a hash: an upgrade should not throw evaluations away,
+and what is reported of a result afterwards does not change it.
 """
 
 import hashlib
@@ -19,6 +20,10 @@ from circuitspex._shared.files import write_result
 from circuitspex.errors import ResultError
 
 ABSENT = "(absent)"
+
+RECIPE = 1
+"""Version of how a result is made of its evaluations. Raise it by one with every change of code
+after which the same spec and seed give another result, and say so in the changelog."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Spec:
     """What decides which masks are evaluated and how: decoder, budget, keep rate, seed."""
     versions: Mapping[str, Any] = field(default_factory=dict)
     """Versions of Python and the packages that produced the result."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What a person asked for and what was decided for them, such as a command's options."""
+    recipe: int = RECIPE
+    """Version of how the result was made."""
 
     def __post_init__(self) -> None:
         """Copy the parts, so that what the caller does to theirs later changes nothing."""
@@ -45,7 +54,7 @@ class Spec:
             object.__setattr__(self, part, _plain_json(part, getattr(self, part)))
 
     def __hash__(self) -> int:
-        """Return a hash of what decides the result; versions are left to equality."""
+        """Return a hash of what decides the result; the rest is left to equality."""
         return hash(self.run_hash)
 
     @property
@@ -55,15 +64,18 @@ class Spec:
 
     @property
     def run_hash(self) -> str:
-        """BLAKE2b of the evaluation and discovery parts, 32 hexadecimal digits."""
-        return _hash({"evaluation": self.evaluation, "discovery": self.discovery})
+        """BLAKE2b of recipe, evaluation and discovery, 32 hexadecimal digits."""
+        parts = {"evaluation": self.evaluation, "discovery": self.discovery}
+        return _hash({"recipe": self.recipe, **parts})
 
-    def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return a copy of the three parts as plain dictionaries."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return a copy of the four parts as plain dictionaries, and the recipe."""
         return asdict(self)
 
     def differences(
-        self, other: "Spec", parts: tuple[str, ...] = ("evaluation", "discovery", "versions")
+        self,
+        other: "Spec",
+        parts: tuple[str, ...] = ("evaluation", "discovery", "recipe", "versions"),
     ) -> dict[str, tuple[Any, Any]]:
         """Find the keys in which two specs differ.
 
@@ -103,7 +115,7 @@ class Spec:
         """
         try:
             document = json.loads(Path(path).read_bytes())
-            spec = cls(*(document[part] for part in _PARTS))
+            spec = cls(*(document[part] for part in _PARTS), recipe=document["recipe"])
             intact = document == spec._document()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
@@ -116,7 +128,7 @@ class Spec:
         return self.as_dict() | hashes
 
 
-_PARTS = ("evaluation", "discovery", "versions")
+_PARTS = ("evaluation", "discovery", "versions", "asked")
 
 
 def current_versions() -> dict[str, str]:

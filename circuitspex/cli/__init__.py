@@ -3,6 +3,7 @@
 import typer
 
 from circuitspex.cli import sweep
+from circuitspex.cli.decoders import decoders_command
 from circuitspex.cli.discover import discover_command
 from circuitspex.cli.show import show_command, units_command
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="Find which parts of a language model work together.",
 )
 app.command("discover")(discover_command)
+app.command("decoders")(decoders_command)
 app.command("show")(show_command)
 app.command("units")(units_command)
 app.add_typer(sweep.app, name="sweep")

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +23,26 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from circuitspex._shared import Declared, read_mapping, wanted
 from circuitspex.cli.console import err, readable_errors, resumable
 from circuitspex.cli.console import out as console
+from circuitspex.cli.decoders import defaults_of
 from circuitspex.cli.show import show_findings
+from circuitspex.decoders import all_options
+from circuitspex.errors import SettingsError
+from circuitspex.runs import (
+    DECIDES,
+    Plan,
+    Settings,
+    all_settings,
+    discover,
+    parse_value,
+    setting_name,
+)
+from circuitspex.tracking import wandb_tracker
 
 if TYPE_CHECKING:
     from circuitspex.cluster import RayWorkers
-    from circuitspex.runs import Plan, Settings
 
 
 class WandbMode(StrEnum):
@@ -38,11 +53,49 @@ class WandbMode(StrEnum):
     DISABLED = "disabled"
 
 
-def _setting(help: str, default: str, kind: str = "TEXT") -> Any:
-    # Values stay text here: settings are checked in one place, however they were given.
-    return typer.Option(help=f"{help} \\[default: {default}]", metavar=kind)
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose keyword arguments are written out: an option for every setting."""
+
+    @wraps(command)
+    def written_out(**arguments: Any) -> None:
+        command(**arguments)
+
+    own = [p for p in signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    settings = [
+        Parameter(
+            name,
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            # Values stay text here: settings are checked in one place, however they were given.
+            annotation=Annotated[str | None, _option(name, field)],
+        )
+        for name, field in all_settings().items()
+    ]
+    written_out.__signature__ = Signature([*own[:2], *settings, *own[2:]])  # pyright: ignore[reportAttributeAccessIssue]
+    return written_out
 
 
+def _option(name: str, field: Declared) -> Any:
+    help, _, unset = field.help.replace("``", "").partition("; None: ")
+    decides = field.metadata.get("decides")
+    default = unset.rstrip(".") or field.default
+    if name in all_options() and (field.default is None or not decides):
+        default = defaults_of(name)
+    return typer.Option(
+        help=f"{help.rstrip('.')}. \\[default: {default}]",
+        metavar=_kind(field),
+        rich_help_panel=DECIDES[decides] if decides else "Further options of decoders",
+    )
+
+
+def _kind(field: Declared) -> str:
+    words = wanted(field.hint)
+    if "'" in words or not words.startswith(("a whole number", "a number")):
+        return "TEXT"
+    return "INTEGER" if words.startswith("a whole") else "FLOAT"
+
+
+@_with_settings
 def discover_command(
     assignments: Annotated[
         list[str] | None,
@@ -51,75 +104,6 @@ def discover_command(
     config: Annotated[
         Path | None,
         typer.Option(help="YAML or JSON file of settings; options given as well override it."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        _setting(
-            "toy-induction, toy-redundant, a hub name, a folder, a .gguf file.", "toy-induction"
-        ),
-    ] = None,
-    task: Annotated[str | None, _setting("ioi or induction.", "induction")] = None,
-    units: Annotated[
-        str | None,
-        _setting(
-            "heads, neurons, blocks64, attention, mlps; join with +, restrict layers as in "
-            "heads@0-3,7.",
-            "heads",
-        ),
-    ] = None,
-    decoder: Annotated[
-        str | None,
-        _setting(
-            "exact, lasso, spex, moebius, proxyspex, hybrid, gradient, coarse_to_fine, or auto: "
-            "exact if the budget allows, else hybrid.",
-            "auto",
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None, _setting("Evaluations to spend: masks × prompts each.", "4096", "INTEGER")
-    ] = None,
-    keep_rate: Annotated[
-        str | None,
-        _setting("Share of units a mask keeps.", "0.5 for exact, else 0.95", "FLOAT"),
-    ] = None,
-    max_order: Annotated[
-        str | None,
-        _setting("Largest set that is looked for.", "the decoder's own", "INTEGER"),
-    ] = None,
-    prompts_per_mask: Annotated[
-        str | None,
-        _setting("all, or how many prompts each mask sees; auto: all for exact, else 1.", "auto"),
-    ] = None,
-    tolerance: Annotated[
-        str | None,
-        _setting("Stop early once R² rises by less.", "spend the budget", "FLOAT"),
-    ] = None,
-    n_prompts: Annotated[
-        str | None,
-        _setting("Prompts to discover on; as many others are held out.", "16", "INTEGER"),
-    ] = None,
-    ablation: Annotated[str | None, _setting("zero, mean or resample.", "zero")] = None,
-    metric: Annotated[
-        str | None,
-        _setting(
-            "logit_difference, answer_log_probability, probability_difference, negative_kl.",
-            "logit_difference",
-        ),
-    ] = None,
-    verify: Annotated[
-        str | None,
-        _setting(
-            "Interactions to measure one by one, within a quarter of the budget on top; 0: none.",
-            "20",
-            "INTEGER",
-        ),
-    ] = None,
-    circuit_size: Annotated[
-        str | None, _setting("Units in the circuit.", "half of all", "INTEGER")
-    ] = None,
-    seed: Annotated[str | None, _setting("Seed of prompts and masks.", "0", "INTEGER")] = None,
-    dtype: Annotated[
-        str | None, _setting("float32, bfloat16, float16 or float64.", "float32")
     ] = None,
     out: Annotated[
         Path | None,
@@ -154,14 +138,11 @@ def discover_command(
             "one on this machine]"
         ),
     ] = None,
+    **given: str | None,
 ) -> None:
     """Find a circuit of interacting units. Without options: on a toy model, within a minute."""
-    options = dict(locals())
     with readable_errors():
-        from circuitspex.runs import discover
-        from circuitspex.tracking import wandb_tracker
-
-        settings = _read_settings(config, assignments or [], options)
+        settings = _read_settings(config, assignments or [], given)
         folder = out or default_folder(settings)
         tracker = wandb_tracker(
             project=wandb_project,
@@ -170,7 +151,7 @@ def discover_command(
             group=wandb_group,
             directory=folder,
             name=settings.run_name,
-            run_id=settings.hash,
+            run_id=settings.run_id,
             config=settings.as_dict(),
         )
         crew = _make_workers(settings, workers, gpus_per_worker, ray_address)
@@ -192,7 +173,7 @@ def discover_command(
         )
 
 
-def default_folder(settings: "Settings") -> Path:
+def default_folder(settings: Settings) -> Path:
     """Name a run's folder after its settings, so that the same command finds it again.
 
     Args:
@@ -205,13 +186,9 @@ def default_folder(settings: "Settings") -> Path:
 
 
 def _read_settings(
-    config: Path | None, assignments: list[str], options: Mapping[str, Any]
-) -> "Settings":
+    config: Path | None, assignments: list[str], options: Mapping[str, str | None]
+) -> Settings:
     # Put together: what comes later overrides.
-    from circuitspex._shared import read_mapping
-    from circuitspex.errors import SettingsError
-    from circuitspex.runs import Settings, parse_value, setting_name, setting_names
-
     given = {} if config is None else {setting_name(k): v for k, v in read_mapping(config).items()}
     for text in assignments:
         key, sign, value = text.partition("=")
@@ -219,14 +196,13 @@ def _read_settings(
             raise SettingsError(f"{text!r} is no assignment; write NAME=VALUE, as in budget=2000.")
         name = setting_name(key)
         given[name] = parse_value(name, value)
-    for name in setting_names():
-        if options[name] is not None:
-            given[name] = parse_value(name, options[name])
+    texts = {name: text for name, text in options.items() if text is not None}
+    given |= {name: parse_value(name, text) for name, text in texts.items()}
     return Settings.from_mapping(given)
 
 
 def _make_workers(
-    settings: "Settings", n_workers: int, gpus_per_worker: float, address: str | None
+    settings: Settings, n_workers: int, gpus_per_worker: float, address: str | None
 ) -> "RayWorkers | None":
     if n_workers == 0:
         return None
@@ -261,8 +237,8 @@ class _MasksPerSecond(ProgressColumn):
 
 @contextmanager
 def _progress_bar(
-    settings: "Settings",
-) -> Iterator[tuple[Callable[["Plan"], None], Callable[[int, int], None]]]:
+    settings: Settings,
+) -> Iterator[tuple[Callable[[Plan], None], Callable[[int, int], None]]]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -278,17 +254,18 @@ def _progress_bar(
             f"loading {settings.model}", start=False, total=None, prompts=1, evaluated=0
         )
 
-        def announce(plan: "Plan") -> None:
+        def announce(plan: Plan) -> None:
             drawn = plan.prompts_per_mask
+            why = f" ({plan.decoder_reason})" if settings.decoder != plan.decoder else ""
             err.print(
-                f"{plan.decoder} on {plan.n_units:,} units ({settings.units}) of {settings.model}, "
-                f"{settings.task}: up to {settings.budget:,} evaluations, keep rate "
-                f"{plan.keep_rate:g}, {drawn} of {plan.n_prompts} prompts per mask"
+                f"{plan.decoder}{why} on {plan.n_units:,} units ({settings.units}) of "
+                f"{settings.model}, {settings.task}: up to {settings.budget:,} evaluations, keep "
+                f"rate {plan.keep_rate:g}, {drawn} of {plan.n_prompts} prompts per mask",
+                highlight=False,
             )
-            prompts = plan.n_prompts if drawn == "all" else drawn
             # The intact model is run once on every prompt before the budget is touched.
             total = settings.budget + plan.n_prompts + (plan.verify_budget or 0)
-            bar.update(task, description="evaluating", prompts=prompts, total=total)
+            bar.update(task, description="evaluating", prompts=drawn, total=total)
             bar.start_task(task)
 
         def advance(evaluated: int, replayed: int) -> None:

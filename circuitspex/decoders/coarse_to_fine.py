@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le, Lt
 from jaxtyping import Float
 
-from circuitspex._shared import Interaction
+from circuitspex._shared import Count, Interaction
 from circuitspex.algebra import Coordinates, Interactions, convert, evaluate
 from circuitspex.decoders.around_intact import Search, Weights, describe_measured, fit_weights
 from circuitspex.decoders.measuring import (
@@ -17,7 +18,6 @@ from circuitspex.decoders.measuring import (
     Reader,
     errors_over_prompts,
     explained_share,
-    is_count,
     transform_all,
     unit_labels,
 )
@@ -80,33 +80,17 @@ class CoarseToFineDecoder(Decoder):
     """
 
     name: ClassVar[str] = "coarse_to_fine"
+    auto_prompts: ClassVar[Literal["all", "fewest", "one"]] = "one"
 
-    max_order: int | None = 3
-    """Most units in one interaction; 1 spends on units what interactions would cost."""
+    max_order: Annotated[int, Ge(1), Le(6)] = 3
+    """Most units in one interaction, whose subsets are all ablated; 1 spends on units what
+    interactions would cost."""
 
-    n_blocks: int = 64
+    n_blocks: Annotated[int, Ge(2), Lt(2**31)] = 64
     """Blocks of a round, fewer where the budget is small."""
 
-    n_rounds: int = 3
+    n_rounds: Count = 3
     """How often blocks are drawn anew, fewer where the budget is small."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.max_order is None or self.max_order > 6:
-            raise DecoderError(
-                f"coarse_to_fine needs max_order from 1 to 6; got {self.max_order}. "
-                "Verifying a term ablates all its subsets."
-            )
-        if not is_count(self.n_blocks) or not is_count(self.n_rounds) or self.n_blocks < 2:
-            raise DecoderError(
-                f"coarse_to_fine needs n_blocks of at least 2 and n_rounds of at least 1; got "
-                f"{self.n_blocks} and {self.n_rounds}."
-            )
 
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
         labels = unit_labels(meter)
@@ -126,7 +110,7 @@ class CoarseToFineDecoder(Decoder):
                 f"each, {_FEWEST_MASKS * cost} in all; the budget is {meter.budget}. Raise it, or "
                 "take fewer prompts."
             )
-        search = Search(meter, self._n_drawn(meter), min(self.max_order or 1, n_units), rng)
+        search = Search(meter, self._n_drawn(meter), min(self.max_order, n_units), rng)
         evaluations, fit_limit = self._run(search)
         n_masks = (fit_limit - meter.n_evaluations) // (search.n_drawn or 1)
         before = meter.n_evaluations

@@ -1,7 +1,7 @@
 """The exact decoder: every mask, and the dense transform."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +26,11 @@ class ExactDecoder(Decoder):
     """
 
     name: ClassVar[str] = "exact"
+    model_keep_rate: ClassVar[float] = 0.5
+    auto_prompts: ClassVar[Literal["all", "fewest", "one"]] = "all"
+
+    prompts_per_mask: Literal["all", "auto"] = "auto"
+    """All of them; a sparse decoder takes fewer."""
 
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
         return transform_all(self, meter)

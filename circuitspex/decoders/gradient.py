@@ -1,11 +1,13 @@
 """The gradient decoder: gradients find interactions, ablations verify them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 
 from circuitspex._shared import GRADIENT_COST, Interaction
 from circuitspex.algebra import Interactions
@@ -23,7 +25,6 @@ from circuitspex.decoders.measuring import (
     unit_labels,
 )
 from circuitspex.decoders.process import (
-    MAX_ORDER,
     ExpansionMean,
     Gradients,
     LinearMean,
@@ -35,7 +36,7 @@ from circuitspex.decoders.process import (
 )
 from circuitspex.decoders.regression import Candidates, SparseRegression, combine
 from circuitspex.designs import bernoulli_masks
-from circuitspex.errors import BudgetError, DecoderError
+from circuitspex.errors import BudgetError
 
 _GRADIENT_SHARE = 0.3  # of what the search leaves; twice as much of the first few hundred
 _FEW = 200
@@ -89,41 +90,26 @@ class GradientDecoder(Decoder):
 
     name: ClassVar[str] = "gradient"
 
-    max_order: int | None = 3
+    max_order: Annotated[int, Ge(1), Le(6)] = 3
     """Most units in one interaction."""
 
-    search_share: float | None = None
+    search_share: Annotated[float, Ge(0), Le(1)] | None = None
     """Share of the budget for interactions around the intact model. None for 0.8 where every mask
     is evaluated on all prompts (or there is one), less in proportion where masks ablate more than
     14 units, far from that model, but at least 0.1. Where masks are evaluated on some prompts, 0.2
     near that model and nothing far from it. Nothing where it would verify next to nothing."""
 
-    order_shares: tuple[float, ...] | None = None
+    order_shares: tuple[Annotated[float, Ge(0)], ...] | None = None
     """Shares of the search for order 2, 3, …; nine tenths of it for order 2 when None."""
 
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.max_order is None or self.max_order > 6:
-            raise DecoderError(f"gradient needs max_order from 1 to 6; got {self.max_order}.")
-        if self.search_share is not None and not 0 <= self.search_share <= 1:
-            raise DecoderError(
-                "search_share is a share of the budget between 0 and 1, or None; got "
-                f"{self.search_share}."
-            )
+    def _disagreements(self) -> Iterator[str]:
         shares = self.order_shares
         if shares is not None and (
-            len(shares) != max(0, self.max_order - 1)
-            or any(share < 0 for share in shares)
-            or abs(sum(shares) - 1) > 1e-6
+            len(shares) != self.max_order - 1 or abs(sum(shares) - 1) > 1e-6
         ):
-            raise DecoderError(
-                f"order_shares needs one share for each order from 2 to max_order={self.max_order},"
-                f" none negative, which sum to 1; got {shares}."
+            yield (
+                f"order_shares must be one share for each order from 2 to max_order="
+                f"{self.max_order}, which sum to 1; got {shares}"
             )
 
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
@@ -140,7 +126,6 @@ class GradientDecoder(Decoder):
         return self._fit(meter, found, random, samples, rng)
 
     def _order_shares(self) -> tuple[float, ...]:
-        assert self.max_order is not None
         if self.order_shares is not None:
             return self.order_shares
         higher = self.max_order - 2
@@ -237,7 +222,7 @@ class GradientDecoder(Decoder):
             [linear, *quadratics, *([expansion] if found.masks else [])],
             weights,
             self.keep_rate,
-            self.max_order or MAX_ORDER,
+            self.max_order,
             expansion.support,
             rng,
         )
@@ -263,7 +248,7 @@ class GradientDecoder(Decoder):
         units = [(int(unit),) for unit in order[:_MAX_CANDIDATES]]
         terms = [*units, *expansion.support]
         pairs: list[Interaction] = []
-        if self.max_order and self.max_order > 1:
+        if self.max_order > 1:
             pairs = list(combinations(sorted(order[:_PAIR_UNITS].tolist()), 2))
             sizes = np.abs(quadratic.coefficients(pairs))
             pairs = [pairs[i] for i in np.argsort(-sizes, kind="stable")[: _MAX_CANDIDATES // 2]]

@@ -1,10 +1,12 @@
 """The hybrid decoder: every way of finding interactions, on the same masks."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Le, Lt
 
+from circuitspex._shared import Count
 from circuitspex.decoders.codes import (
     grow,
     search_bins,
@@ -17,7 +19,6 @@ from circuitspex.decoders.lasso import LassoDecoder
 from circuitspex.decoders.measuring import Samples
 from circuitspex.decoders.proxyspex import ProxySpexDecoder
 from circuitspex.decoders.regression import Candidates, SparseRegression, combine, strongest_units
-from circuitspex.errors import DecoderError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +53,19 @@ class HybridDecoder(SparseRegression):
 
     name: ClassVar[str] = "hybrid"
 
-    max_order: int | None = 5
+    max_order: Annotated[int, Ge(1), Le(12)] = 5
     """Most units in one interaction."""
 
-    max_units: int = 1024
+    max_units: Count = 1024
     """Most units that are extended by, and that the LASSO sees."""
 
-    n_threads: int = 0
+    n_threads: Annotated[int, Ge(0), Lt(2**31)] = 0
     """Threads of the trees; 0 for OpenMP's default."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.max_order is None or self.max_order > 12 or self.max_units < 1:
-            raise DecoderError(
-                f"hybrid needs max_order from 1 to 12 and max_units of at least 1; got "
-                f"{self.max_order} and {self.max_units}."
-            )
 
     def _code_errors(self) -> int | None:
         return self.max_order if self.keep_rate == 0.5 else None
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
-        assert self.max_order is not None
         masks, p, values = samples.masks, self.keep_rate, self._level(samples)
         scale = values.std()
         if scale <= 1e-14 * np.abs(values).max(initial=0.0):

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from math import comb
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Le
 from jaxtyping import Bool, Float
 
-from circuitspex._shared import Interaction
+from circuitspex._shared import Count, Interaction
 from circuitspex.decoders.measuring import Samples
 from circuitspex.decoders.regression import (
     Candidates,
@@ -19,7 +20,6 @@ from circuitspex.decoders.regression import (
     strongest_triples,
     strongest_units,
 )
-from circuitspex.errors import DecoderError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,46 +49,23 @@ class LassoDecoder(SparseRegression):
 
     name: ClassVar[str] = "lasso"
 
-    max_order: int | None = 2
-    """1, 2 or 3."""
+    max_order: Annotated[int, Ge(1), Le(3)] = 2
+    """Most units in one interaction; for larger sets of units use proxyspex."""
 
-    max_units: int = 1024
+    max_units: Count = 1024
     """Most single units that the LASSO sees."""
 
-    max_pairs: int = 1024
+    max_pairs: Count = 1024
     """Most pairs that the LASSO sees."""
 
-    max_pair_units: int = 2048
+    max_pair_units: Count = 2048
     """Most units among which pairs are looked at."""
 
-    max_triples: int = 1024
+    max_triples: Count = 1024
     """Most triples that the LASSO sees."""
 
-    max_triple_units: int = 128
+    max_triple_units: Count = 128
     """Most units among which all triples are looked at; the work grows with its third power."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.max_order is None or self.max_order > 3:
-            raise DecoderError(
-                f"lasso needs max_order from 1 to 3; got {self.max_order}. For larger sets of "
-                "units use proxyspex."
-            )
-        if min(self.max_units, self.max_pairs, self.max_pair_units) < 1:
-            raise DecoderError(
-                "max_units, max_pairs and max_pair_units must be at least 1; got "
-                f"{self.max_units}, {self.max_pairs} and {self.max_pair_units}."
-            )
-        if min(self.max_triples, self.max_triple_units) < 1:
-            raise DecoderError(
-                "max_triples and max_triple_units must be at least 1; got "
-                f"{self.max_triples} and {self.max_triple_units}."
-            )
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
         values = self._level(samples)

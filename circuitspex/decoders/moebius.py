@@ -1,13 +1,14 @@
 """The Möbius decoder: group tests in bins from the ablated model, searches from the intact."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from jaxtyping import Float
 
-from circuitspex._shared import Interaction
+from circuitspex._shared import Count, Interaction
 from circuitspex.algebra import (
     Coordinates,
     Interactions,
@@ -26,7 +27,7 @@ from circuitspex.decoders.measuring import (
     unit_labels,
 )
 from circuitspex.designs import bernoulli_masks
-from circuitspex.errors import BudgetError, DecoderError
+from circuitspex.errors import BudgetError
 
 _FEWEST_MASKS = 16
 _HELD_OUT_SHARE = 20  # one in so many masks is held out
@@ -101,30 +102,17 @@ class MoebiusDecoder(Decoder):
     """
 
     name: ClassVar[str] = "moebius"
+    auto_prompts: ClassVar[Literal["all", "fewest", "one"]] = "all"
 
-    max_order: int | None = 4
+    max_order: Count | None = 4
     """Most units in one interaction; None for no limit."""
 
     origin: Origin = "intact"
     """The model that coefficients start from."""
 
-    threshold: float | None = None
+    threshold: Annotated[float, Gt(0)] | None = None
     """Smallest effect that is sought around the intact model. None: as small as noise, or the
     spread over prompts, and the budget allow."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.origin not in ("ablated", "intact"):
-            raise DecoderError(f'origin must be "intact" or "ablated"; got {self.origin!r}.')
-        if self.threshold is not None and not self.threshold > 0:
-            raise DecoderError(
-                f"threshold must be a positive effect, or None; got {self.threshold}."
-            )
 
     def _decode(self, meter: Meter, rng: np.random.Generator) -> Interactions:
         labels = unit_labels(meter)

@@ -1,10 +1,12 @@
 """The ProxySPEX decoder: boosted trees propose interactions, a relaxed LASSO fits them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 
+from circuitspex._shared import Count
 from circuitspex.decoders.measuring import Samples
 from circuitspex.decoders.regression import (
     Candidates,
@@ -14,7 +16,6 @@ from circuitspex.decoders.regression import (
     strongest_units,
     tree_fourier,
 )
-from circuitspex.errors import DecoderError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,48 +51,27 @@ class ProxySpexDecoder(SparseRegression):
 
     name: ClassVar[str] = "proxyspex"
 
-    max_order: int | None = 4
-    """Most units in one interaction, and depth of the trees."""
+    max_order: Annotated[int, Ge(1), Le(16)] = 4
+    """Most units in one interaction, and depth of the trees. Orders above 5 are rarely worth their
+    samples."""
 
-    n_trees: int | None = None
+    n_trees: Count | None = None
     """How many trees are boosted; None for a sixth of the rows, from 300 to 1000."""
 
-    learning_rate: float = 0.1
+    learning_rate: Annotated[float, Gt(0), Le(1)] = 0.1
     """What each tree contributes."""
 
-    max_leaves: int = 8
+    max_leaves: Annotated[int, Ge(2), Lt(2**31)] = 8
     """Most leaves of one tree. Few leaves on deep trees follow the strongest interactions."""
 
-    max_candidates: int = 800
+    max_candidates: Count = 800
     """Most terms that the LASSO sees."""
 
-    max_units: int = 4096
+    max_units: Count = 4096
     """Most units that the trees see."""
 
-    n_threads: int = 0
+    n_threads: Annotated[int, Ge(0), Lt(2**31)] = 0
     """Threads of the trees; 0 for OpenMP's default."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.max_order is None or self.max_order > 16:
-            raise DecoderError(
-                f"proxyspex needs max_order from 1 to 16, the depth of its trees; "
-                f"got {self.max_order}. Orders above 5 are rarely worth their samples."
-            )
-        n_trees = 1 if self.n_trees is None else self.n_trees
-        counts = (n_trees, self.max_leaves - 1, self.max_candidates, self.max_units)
-        if min(counts) < 1 or not 0 < self.learning_rate <= 1:
-            raise DecoderError(
-                "proxyspex needs n_trees, max_candidates and max_units of at least 1, max_leaves "
-                "of at least 2 and a learning_rate in (0, 1]; got "
-                f"{self.n_trees}, {self.max_candidates}, {self.max_units}, {self.max_leaves} and "
-                f"{self.learning_rate}."
-            )
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
         values = self._level(samples)
@@ -101,7 +81,6 @@ class ProxySpexDecoder(SparseRegression):
         units = strongest_units(samples.masks, values, self.keep_rate, self.max_units)
         seed = int(rng.integers(2**31 - 1))
         trees = self._boost(samples.masks[:, units], (values - values.mean()) / scale, seed)
-        assert self.max_order is not None
         rows, coefficients = tree_fourier(trees, self.keep_rate, self.max_order, len(units))
         sizes = np.abs(coefficients) * (rows >= 0).any(axis=1)
         best = np.argsort(-sizes, kind="stable")[: self.max_candidates]
@@ -111,7 +90,6 @@ class ProxySpexDecoder(SparseRegression):
 
     def _boost(self, masks: np.ndarray, values: np.ndarray, seed: int) -> list[Tree]:
         """Return the trees of a small LightGBM model of the values."""
-        assert self.max_order is not None
         parameters: dict[str, Any] = {
             "objective": "regression",
             "learning_rate": self.learning_rate,

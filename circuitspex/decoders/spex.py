@@ -1,10 +1,13 @@
 """The SPEX decoder: coded masks, on which every interaction signs its name."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Le
 
+from circuitspex._shared import Count
 from circuitspex.decoders.codes import grow, search_bins, search_everything, search_units
 from circuitspex.decoders.measuring import Samples
 from circuitspex.decoders.regression import (
@@ -55,37 +58,25 @@ class SpexDecoder(SparseRegression):
     """
 
     name: ClassVar[str] = "spex"
+    model_keep_rate: ClassVar[float] = 0.5
 
-    max_order: int | None = 5
+    keep_rate: Annotated[float, Ge(0.5), Le(0.5)] = 0.5
+    """Half of the units: only there are coded masks random. Use it on few units, chosen with
+    ``among``, or the decoder ``hybrid`` at another rate."""
+
+    max_order: Annotated[int, Ge(1), Le(12)] = 5
     """Most units in one interaction."""
 
-    max_errors: int | None = None
+    max_errors: Count | None = None
     """t: how many units and wrong signs together the code corrects; None for ``max_order``. Less
     if the budget is too small for it."""
 
-    max_units: int = 1024
+    max_units: Count = 1024
     """Most single units that the LASSO sees."""
 
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.keep_rate != 0.5:
-            raise DecoderError(
-                f"spex decodes masks that keep half of the units; got keep_rate={self.keep_rate}. "
-                "Use keep_rate=0.5, on few units chosen with among=..., or the decoder 'hybrid'."
-            )
-        if self.max_order is None or self.max_order > 12:
-            raise DecoderError(f"spex needs max_order from 1 to 12; got {self.max_order}.")
-        if (self.max_errors or self.max_order) < self.max_order or self.max_units < 1:
-            raise DecoderError(
-                f"spex needs max_errors of at least max_order and max_units of at least 1; got "
-                f"max_errors={self.max_errors}, max_order={self.max_order} and "
-                f"max_units={self.max_units}."
-            )
+    def _disagreements(self) -> Iterator[str]:
+        if self.max_errors is not None and self.max_errors < self.max_order:
+            yield f"max_errors must be at least max_order={self.max_order}; got {self.max_errors}"
 
     def _check_units(self, n_units: int) -> None:
         if n_units > MAX_UNITS:
@@ -98,7 +89,6 @@ class SpexDecoder(SparseRegression):
         return self.max_errors or self.max_order
 
     def _search(self, samples: Samples, rng: np.random.Generator) -> Candidates:
-        assert self.max_order is not None
         values = self._level(samples)
         scale = values.std()
         if scale <= 1e-14 * np.abs(values).max(initial=0.0):

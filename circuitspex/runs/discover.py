@@ -79,22 +79,22 @@ def discover(
         tracker=tracker,
         batch_size=batch_size,
         progress=progress,
-        settings={**asdict(settings), **asdict(plan)},
+        settings={**settings.as_dict(), **asdict(plan)},
         workers=workers,
     ) as spex:
         interactions = spex.discover(
-            plan.decoder,
+            settings.decoder,
             budget=settings.budget,
-            keep_rate=plan.keep_rate,
+            keep_rate=settings.keep_rate,
             max_order=settings.max_order,
+            prompts_per_mask=settings.prompts_per_mask,
             seed=settings.seed,
-            prompts_per_mask=plan.prompts_per_mask,
-            **({} if settings.tolerance is None else {"tolerance": settings.tolerance}),
+            **settings.options,
         )
         spex.verify_interactions(interactions, top=settings.verify, budget=plan.verify_budget)
         spex.verify(spex.circuit(interactions, plan.circuit_size))
         spex.findings().save_parts(folder)
         spex.track(spex.findings().page(folder / "report.html"))
     findings = replace(spex.findings(), seconds=perf_counter() - started)
-    findings.save_summary(folder, settings.hash)
+    findings.save_summary(folder, settings.run_id)
     return findings

@@ -1,30 +1,42 @@
 """What to run, as one inert value: on the command line, in YAML or JSON, and in a sweep.
 
-Settings are checked when they are made, compare by value, and have one :attr:`Settings.hash`: the
-same hash is the same run, in the same folder, under the same id on Weights & Biases.
+Settings are checked when they are made, decoder and options included, and compare by value.
+
+Three hashes tell runs apart. :attr:`Settings.run_id` is of everything asked for, by name: it names
+the folder and the run on Weights & Biases, so that two runs that differ only in what is reported
+(``verify``, ``circuit_size``) have folders of their own. The spec of a result has the other two, of
+contents: :attr:`~circuitspex.Spec.evaluation_hash` of what decides an evaluation, which the store
+goes by, so that evaluations stay usable whatever else is changed; and
+:attr:`~circuitspex.Spec.run_hash` of what decides the interactions, which is the same from Python
+and the command line. Each setting says which of them it changes (:data:`DECIDES`).
 """
 
 import hashlib
 import json
 import re
-import reprlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from annotated_types import Ge, Lt, MaxLen, MinLen
 
 from circuitspex import decoders, tasks
-from circuitspex._shared import did_you_mean, read_mapping, write_result
-from circuitspex.errors import SettingsError
+from circuitspex._shared import (
+    RECIPE,
+    Count,
+    Declared,
+    declared,
+    did_you_mean,
+    fit_fields,
+    read_mapping,
+    short,
+    write_result,
+)
+from circuitspex.errors import DecoderError, SettingsError
 from circuitspex.tasks import metrics
 from circuitspex.units import REPLACEMENTS
-
-MAX_EXACT_UNITS = 20
 
 VERIFIED_SHARE = 0.25
 """Evaluations for measuring interactions one by one, as a share of the budget and on top of it."""
@@ -33,95 +45,147 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _Name = Annotated[str, MinLen(1), MaxLen(1000)]
 # Counts stay within what every store and file format holds.
-_Positive = Annotated[int, Gt(0), Lt(2**53)]
 _Natural = Annotated[int, Ge(0), Lt(2**53)]
+
+DECIDES = {
+    "evaluations": "What is evaluated",
+    "result": "How it is decoded",
+    "report": "What is reported of it",
+}
+"""What a setting decides, and the heading it stands under. What decides the evaluations decides the
+result too."""
+
+
+_EVALUATIONS, _RESULT, _REPORT = ({"decides": what} for what in DECIDES)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to run; the command line's options, one by one.
 
+    Options of decoders are settings by their own names: ``max_candidates: 200`` in a file or a
+    sweep, ``--max-candidates 200`` on the command line, and here
+    ``options={"max_candidates": 200}``.
+
     Raises:
-        SettingsError: If a value is of another type, out of range, or names nothing there is.
+        SettingsError: If a value is of another type, out of range, or names nothing there is; or if
+            the decoder has no such option or cannot use its value.
 
     Example:
         >>> settings = Settings(task="ioi", budget=2000)
         >>> settings == Settings.from_mapping({"task": "ioi", "budget": 2000})
         True
+        >>> Settings.from_mapping({"decoder": "lasso", "tolerance": 0.01}).options
+        {'tolerance': 0.01}
         >>> Settings.from_mapping({"keep-rte": 0.9})
         Traceback (most recent call last):
         circuitspex.errors.SettingsError: there is no setting 'keep_rte'; did you mean 'keep_rate'?
     """
 
-    model: _Name = "toy-induction"
-    """Name, folder or ``.gguf`` file, as :func:`circuitspex.models.load` takes it."""
-    task: _Name = "induction"
-    """Name of a built-in task."""
-    units: _Name = "heads"
-    """Choice of units, as :func:`circuitspex.units.parse_units` takes it."""
-    decoder: _Name = "auto"
-    """Name of a decoder; ``auto`` is exact where the budget affords all masks, else hybrid."""
-    budget: _Positive = 4096
-    """Evaluations to spend at most: masks × prompts each."""
-    keep_rate: Annotated[float, Gt(0), Lt(1)] | None = None
-    """Share of units that a mask keeps; None is 0.5 for exact decoding and 0.95 otherwise."""
-    max_order: _Positive | None = None
-    """Largest set of units that is looked for; None is the decoder's own default."""
-    prompts_per_mask: _Positive | Literal["all", "auto"] = "auto"
-    """Prompts each mask is evaluated on; ``auto`` is all for exact decoding and 1 otherwise."""
-    tolerance: Annotated[float, Ge(0), Le(1)] | None = None
-    """Rise of the held-out R² that is too small to spend more budget for; None spends all."""
-    n_prompts: _Positive = 16
-    """Prompts to discover on; as many others are held out to verify on."""
-    ablation: _Name = "zero"
-    """What replaces an ablated activation: ``zero``, ``mean`` or ``resample``."""
-    metric: _Name = "logit_difference"
-    """What is measured, by name."""
-    verify: _Natural = 20
-    """How many interactions to measure one by one, the largest of two to four units; at most a
-    quarter of the budget is spent on it, on top."""
-    circuit_size: _Positive | None = None
-    """Units in the circuit; None is half of all."""
-    seed: _Natural = 0
+    model: _Name = field(default="toy-induction", metadata=_EVALUATIONS)
+    """toy-induction, toy-redundant, a hub name, a folder, a .gguf file."""
+    task: _Name = field(default="induction", metadata=_EVALUATIONS)
+    """ioi or induction."""
+    units: _Name = field(default="heads", metadata=_EVALUATIONS)
+    """heads, neurons, blocks64, attention, mlps; join with +, restrict layers as in heads@0-3,7."""
+    decoder: _Name = field(default="auto", metadata=_RESULT)
+    """Name of a decoder; auto: exact where all masks fit the budget, else hybrid, or what has the
+    options that are given."""
+    budget: Count = field(default=4096, metadata=_RESULT)
+    """Evaluations to spend: masks × prompts each."""
+    keep_rate: float | None = field(default=None, metadata=_RESULT)
+    """Share of units that a mask keeps; None: the decoder's own."""
+    max_order: int | None = field(default=None, metadata=_RESULT)
+    """Largest set of units that is looked for; None: the decoder's own."""
+    prompts_per_mask: int | Literal["all", "auto"] = field(default="auto", metadata=_RESULT)
+    """all, or how many prompts each mask sees; auto: as few as the decoder can use."""
+    options: dict[str, Any] = field(default_factory=dict, metadata=_RESULT)
+    """Further options of the decoder, by name."""
+    n_prompts: Count = field(default=16, metadata=_EVALUATIONS)
+    """Prompts to discover on; as many others are held out."""
+    ablation: _Name = field(default="zero", metadata=_EVALUATIONS)
+    """zero, mean or resample."""
+    metric: _Name = field(default="logit_difference", metadata=_EVALUATIONS)
+    """logit_difference, answer_log_probability, probability_difference or negative_kl."""
+    seed: _Natural = field(default=0, metadata=_EVALUATIONS)
     """Seed of prompts and masks."""
-    dtype: _Name = "float32"
-    """Type of the weights."""
+    dtype: _Name = field(default="float32", metadata=_EVALUATIONS)
+    """Type of the weights: float32, bfloat16, float16 or float64."""
+    verify: _Natural = field(default=20, metadata=_REPORT)
+    """Interactions to measure one by one, within a quarter of the budget on top; 0: none."""
+    circuit_size: Count | None = field(default=None, metadata=_REPORT)
+    """Units in the circuit; None: half of all."""
 
     def __post_init__(self) -> None:
-        """Check types, ranges and names, so that no run begins that cannot end."""
-        checked = _checked(dict(vars(self)))
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # 1 is 1.0 where a number may have decimals
+        """Check types, ranges, names and the decoder, so that no run begins that cannot end.
+
+        Raises:
+            SettingsError: If a value is not what it must be.
+        """
+        wrong = fit_fields(self)
+        if wrong:
+            raise SettingsError("; ".join(wrong) + ".")
         for setting, known in _choices().items():
             _check_choice(setting, getattr(self, setting), known)
+        try:
+            decoder = decoders.choose(self.decoder, **self._asked_of_decoder()).decoder
+        except DecoderError as error:
+            raise SettingsError(str(error)) from error
+        given = {name: value for name, value in self.options.items() if value is not None}
+        plain = {name: _plain(getattr(decoder, name)) for name in given}
+        object.__setattr__(self, "options", plain)
+
+    def __hash__(self) -> int:
+        """Return a hash that equal settings share."""
+        return hash(self.run_id)
+
+    def _asked_of_decoder(self) -> dict[str, Any]:
+        """Return every option that the decoder is given, None where it is to decide.
+
+        Raises:
+            SettingsError: If an option is there twice.
+        """
+        twice = self.options.keys() & declared(Settings).keys()
+        if twice:
+            raise SettingsError(f"options hold {', '.join(sorted(twice))}, which are settings.")
+        return {
+            "keep_rate": self.keep_rate,
+            "max_order": self.max_order,
+            "prompts_per_mask": self.prompts_per_mask,
+            **self.options,
+        }
 
     @property
-    def hash(self) -> str:
-        """BLAKE2b of the settings, 16 hexadecimal digits; the same on every machine.
+    def run_id(self) -> str:
+        """BLAKE2b of everything asked for, 16 hexadecimal digits; the same on every machine.
 
-        What is None is left out, so that one more optional setting renames no run there is.
+        What is None is left out, so that one more optional setting renames no run there is. The
+        recipe is in it: where code gives another result, it is another run.
         """
-        decided = {name: value for name, value in self.as_dict().items() if value is not None}
-        text = json.dumps(decided, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        asked = {name: value for name, value in self.as_dict().items() if value is not None}
+        text = json.dumps(
+            {"recipe": RECIPE, **asked}, sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return name to value, as plain JSON."""
-        return asdict(self)
+        """Return name to value, options of the decoder among them, as plain JSON."""
+        named = asdict(self)
+        return named | named.pop("options")
 
     @property
     def run_name(self) -> str:
         """Name of the run's folder, such as ``gpt2-ioi-0f3a…``; it can hold no path."""
         model = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(self.model).stem)[:40]
-        return f"{model}-{self.task}-{self.hash}"
+        return f"{model}-{self.task}-{self.run_id}"
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Settings":
         """Make settings from names and values, as a file or a sweep gives them.
 
         Args:
-            mapping: Name to value; ``keep-rate`` is ``keep_rate``. What is left out has its
-                default.
+            mapping: Name to value, options of decoders among them; ``keep-rate`` is ``keep_rate``.
+                What is left out has its default.
 
         Returns:
             The settings.
@@ -130,13 +194,14 @@ class Settings:
             SettingsError: If a name is unknown or given twice, or a value is not what it must be.
         """
         given: dict[str, Any] = {}
-        defaults = {field.name: field.default for field in fields(cls)}
         for key, value in mapping.items():
             name = setting_name(key)
             if name in given:
                 raise SettingsError(f"the setting {name!r} is given twice; give it once.")
             given[name] = value
-        return cls(**_checked(defaults | given))
+        own = declared(cls)
+        options = {name: given.pop(name) for name in list(given) if name not in own}
+        return cls(**given, options=options)
 
     @classmethod
     def load(cls, path: str | Path) -> "Settings":
@@ -166,7 +231,7 @@ class Settings:
         if Path(path).suffix.lower() == ".json":
             text = json.dumps(self.as_dict(), indent=2) + "\n"
         else:
-            text = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(self.as_dict(), sort_keys=False)  # escapes what YAML would fold
         write_result(path, text.encode())
 
     def resolve(self, n_units: int, n_prompts: int) -> "Plan":
@@ -179,20 +244,19 @@ class Settings:
         Returns:
             The decisions.
         """
-        affordable = n_units <= MAX_EXACT_UNITS and 2**n_units * n_prompts <= self.budget
-        automatic = "exact" if affordable else "hybrid"
-        decoder = automatic if self.decoder == "auto" else self.decoder
-        exact = decoder == "exact"
-        drawn = self.prompts_per_mask
+        sizes = {"n_units": n_units, "n_prompts": n_prompts}
+        asked = self._asked_of_decoder()
+        choice = decoders.choose(self.decoder, budget=self.budget, **sizes, **asked)
+        decoder = choice.decoder
         return Plan(
-            decoder=decoder,
-            keep_rate=(0.5 if exact else 0.95) if self.keep_rate is None else self.keep_rate,
-            prompts_per_mask=("all" if exact else 1) if drawn == "auto" else drawn,
+            decoder=decoder.name,
+            decoder_reason=choice.reason,
+            keep_rate=decoder.keep_rate,
+            prompts_per_mask=decoder.n_drawn(n_units, n_prompts, self.budget),
             # After exact decoding every mask is known already.
-            verify_budget=None if exact else int(VERIFIED_SHARE * self.budget),
+            verify_budget=None if decoder.name == "exact" else int(VERIFIED_SHARE * self.budget),
             circuit_size=self.circuit_size or max(1, n_units // 2),
-            n_units=n_units,
-            n_prompts=n_prompts,
+            **sizes,
         )
 
 
@@ -202,9 +266,11 @@ class Plan:
 
     decoder: str
     """Name of the decoder."""
+    decoder_reason: str
+    """Why it is this one."""
     keep_rate: float
     """Share of units that a mask keeps."""
-    prompts_per_mask: int | Literal["all"]
+    prompts_per_mask: int
     """Prompts that each mask is evaluated on."""
     verify_budget: int | None
     """Evaluations to spend at most on measuring interactions one by one; None for no limit."""
@@ -216,9 +282,11 @@ class Plan:
     """How many prompts the task has."""
 
 
-def setting_names() -> tuple[str, ...]:
-    """Return the names of all settings, in order."""
-    return tuple(field.name for field in fields(Settings))
+def all_settings() -> dict[str, Declared]:
+    """Return the declaration of every setting by name; options of decoders come last."""
+    own = {name: field for name, field in declared(Settings).items() if name != "options"}
+    options = {name: next(iter(by.values())) for name, by in decoders.all_options().items()}
+    return {**own, **{name: field for name, field in options.items() if name not in own}}
 
 
 def setting_name(key: str) -> str:
@@ -228,15 +296,15 @@ def setting_name(key: str) -> str:
         key: A name, in which ``-`` and ``_`` are the same.
 
     Returns:
-        The name of a field of :class:`Settings`.
+        The name of a field of :class:`Settings`, or of an option of a decoder.
 
     Raises:
         SettingsError: If there is no such setting; it says which is nearest.
     """
-    name, known = key.replace("-", "_"), setting_names()
+    name, known = key.replace("-", "_"), all_settings()
     if name not in known:
         hint = did_you_mean(name, known) or f". There are {', '.join(known)}."
-        raise SettingsError(f"there is no setting {_short(name)}{hint}")
+        raise SettingsError(f"there is no setting {short(name)}{hint}")
     return name
 
 
@@ -248,25 +316,16 @@ def parse_value(name: str, text: str) -> Any:
         text: What was given: ``0.9``, ``1e-3``, ``None`` or ``all``.
 
     Returns:
-        A number where it can be one, None for ``None`` and ``null``, else the text. Settings
-        that are words by nature stay words.
+        A number where it can be one, None for ``None`` and ``null``, a tuple where several values
+        are wanted, else the text. Settings that are words by nature stay words.
     """
-    if _hints()[name] is _Name:
-        return text
-    if text.lower() in ("none", "null"):
-        return None
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
+    return all_settings()[name].parse(text)
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
     return {
         "task": tuple(tasks.TASKS),
-        "decoder": ("auto", *decoders.DECODERS),
+        "decoder": (decoders.AUTO, *decoders.DECODERS),
         "metric": tuple(metrics.METRICS),
         "ablation": tuple(REPLACEMENTS),
         "dtype": DTYPES,
@@ -277,76 +336,9 @@ def _check_choice(setting: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         hint = did_you_mean(value, known) or "."
         raise SettingsError(
-            f"there is no {setting} {_short(value)}{hint} Choose one of {', '.join(known)}."
+            f"there is no {setting} {short(value)}{hint} Choose one of {', '.join(known)}."
         )
 
 
-@cache
-def _hints() -> dict[str, Any]:
-    return get_type_hints(Settings, include_extras=True)
-
-
-@cache
-def _validator() -> Callable[[dict[str, Any]], Any]:
-    # Importing the package does not import pydantic.
-    from pydantic import ConfigDict, create_model
-
-    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-    hints: dict[str, Any] = {name: (hint, ...) for name, hint in _hints().items()}
-    return create_model("Settings", __config__=strict, **hints).model_validate
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    try:
-        return _validator()(values).model_dump()
-    except ValidationError as error:
-        names = dict.fromkeys(str(found["loc"][0]) for found in error.errors(include_input=False))
-        wrong = [f"{name} must be {_wanted(name)}; got {_short(values[name])}" for name in names]
-        raise SettingsError("; ".join(wrong) + ".") from error
-
-
-def _wanted(name: str) -> str:
-    hint = _hints()[name]
-    options = (
-        get_args(hint) if get_origin(hint) is UnionType or get_origin(hint) is Union else [hint]
-    )
-    return " or ".join(_words(option) for option in options)
-
-
-def _words(option: Any) -> str:
-    if option is NoneType:
-        return "null"
-    if get_origin(option) is Literal:
-        return " or ".join(repr(word) for word in get_args(option))
-    kind, *bounds = get_args(option)
-    name = {int: "a whole number", float: "a number", str: "a word"}[kind]
-    return f"{name} {' and '.join(_bound(bound) for bound in bounds)}"
-
-
-def _bound(bound: Any) -> str:
-    match bound:
-        case Gt(gt=least):
-            return f"above {least}"
-        case Ge(ge=least):
-            return f"of at least {least}"
-        case Lt(lt=most):
-            return f"below {most}"
-        case Le(le=most):
-            return f"of at most {most}"
-        case MinLen(min_length=least):
-            return f"of at least {least}"
-    return f"at most {bound.max_length} characters"
-
-
-def _short(value: object) -> str:
-    try:
-        return _SHORT.repr(value)[:200]
-    except ValueError:  # a whole number of thousands of digits has no text
-        return f"a {type(value).__name__} too long to show"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlevel = 2  # aliases make a short file a deep and wide value
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

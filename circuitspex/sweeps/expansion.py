@@ -47,14 +47,14 @@ def expand(sweep: SweepFile, *, n_runs: int | None = None, seed: int = 0) -> lis
         settings = _make(i, sweep.fixed | values)
         if _is_full(sweep, distinct, settings):
             break
-        distinct.add(settings.hash)
+        distinct.add(settings.run_id)
         runs.append(settings)
     return runs
 
 
 def _is_full(sweep: SweepFile, runs: set[str], another: Settings) -> bool:
     # As on W&B, the cap counts runs that differ.
-    return len(runs) == sweep.run_cap and another.hash not in runs
+    return len(runs) == sweep.run_cap and another.run_id not in runs
 
 
 def _grid(sweep: SweepFile) -> Iterator[dict[str, Any]]:

@@ -70,7 +70,7 @@ class Manifest:
             settings = Settings.from_mapping(given if isinstance(given, dict) else {})
         except SettingsError as error:
             raise SweepError(f"run {index} of {self.folder / MANIFEST}: {error}") from error
-        if entry != {"id": settings.hash, "settings": settings.as_dict()}:
+        if entry != {"id": settings.run_id, "settings": settings.as_dict()}:
             raise SweepError(
                 f"run {index} of {self.folder / MANIFEST} was changed, or planned by another "
                 "version: its id is not the hash of its settings. Plan the sweep again."
@@ -117,8 +117,10 @@ def plan_sweep(
     path = Path(path)
     sweep = read_sweep(path)
     planned = expand(sweep, n_runs=n_runs, seed=seed)
-    runs = list({settings.hash: settings for settings in planned}.values())
-    digest = hashlib.blake2b("".join(run.hash for run in runs).encode(), digest_size=4).hexdigest()
+    runs = list({settings.run_id: settings for settings in planned}.values())
+    digest = hashlib.blake2b(
+        "".join(run.run_id for run in runs).encode(), digest_size=4
+    ).hexdigest()
     title = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:40] or "sweep"
     target = Path("sweeps") / f"{title}-{digest}" if folder is None else Path(folder)
     manifest = Manifest(
@@ -132,7 +134,7 @@ def plan_sweep(
         varied=_varied(runs),
         n_duplicates=len(planned) - len(runs),
         options=dict(sweep.options),
-        entries=[{"id": run.hash, "settings": run.as_dict()} for run in runs],
+        entries=[{"id": run.run_id, "settings": run.as_dict()} for run in runs],
     )
     _write(manifest, path)
     return manifest
@@ -176,7 +178,8 @@ _FIELDS: dict[str, Any] = {
 
 def _varied(runs: Sequence[Settings]) -> list[str]:
     rows = [run.as_dict() for run in runs]
-    return [name for name in rows[0] if any(row[name] != rows[0][name] for row in rows)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if any(row.get(name) != rows[0].get(name) for row in rows)]
 
 
 def _write(manifest: Manifest, source: Path) -> None:

@@ -102,7 +102,7 @@ def _read(folder: Path) -> tuple[State, str]:
             summary = read_summary(folder)
         except ResultError:
             return "waiting", f"{SUMMARY} is damaged; the run is repeated"
-        if summary["hash"] == folder.name:
+        if summary["run_id"] == folder.name:
             return "done", f"{summary['seconds']:.0f} s"
         return "waiting", f"{SUMMARY} is of other settings; the run is repeated"
     alive = _runner(folder)

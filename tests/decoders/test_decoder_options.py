@@ -328,7 +328,8 @@ def test_auto_decodes_as_its_number_does(name):
 def test_coefficients_are_the_mean_of_every_prompts_own(name):
     game = PromptsGame(20, 5, seed=1)
     recorded = RecordingPrompts(game)
-    found = decoders.get(name, **OPTIONS.get(name, {})).decode(recorded, budget=300 * 5, seed=0)
+    decoder = decoders.get(name, prompts_per_mask="all", **OPTIONS.get(name, {}))
+    found = decoder.decode(recorded, budget=300 * 5, seed=0)
     own = found.prompt_coefficients
     assert own is not None
     assert own.shape == (len(found.support), 5)
@@ -357,7 +358,7 @@ def test_shrunken_fits_shrink_every_prompt_alike():
         return values + torch.from_numpy(rng.normal(0.0, 8.0, values.shape))
 
     game.per_prompt = noisy
-    found = decoders.get("lasso").decode(game, budget=120 * 4, seed=0)
+    found = decoders.get("lasso", prompts_per_mask="all").decode(game, budget=120 * 4, seed=0)
     assert found.diagnostics["ridge"] != 0.0  # a penalty, or None for the LASSO itself
     assert found.prompt_coefficients is not None
     torch.testing.assert_close(
@@ -378,7 +379,7 @@ def test_single_prompts_draws_and_callables_have_no_table():
 
 def test_every_prompts_coefficients_convert_and_are_saved(tmp_path):
     game = PromptsGame(12, 4, seed=3)
-    found = decoders.get("lasso").decode(game, budget=200 * 4, seed=0)
+    found = decoders.get("lasso", prompts_per_mask="all").decode(game, budget=200 * 4, seed=0)
     assert found.prompt_coefficients is not None
     ablated = found.to("moebius", "ablated")
     assert ablated.prompt_coefficients is not None

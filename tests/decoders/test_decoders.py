@@ -179,7 +179,8 @@ def test_small_budgets_say_what_is_needed():
         if name == "gradient":
             needed = r"16 masks and 8 gradients at 7 prompt.s. each, 280 evaluations"
         with pytest.raises(BudgetError, match=needed):
-            decoders.get(name).decode(PromptsGame(6, 7), budget=100, seed=0)
+            decoder = decoders.get(name, prompts_per_mask="all")
+            decoder.decode(PromptsGame(6, 7), budget=100, seed=0)
 
 
 @pytest.mark.parametrize("name", ALL)

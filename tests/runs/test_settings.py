@@ -15,8 +15,8 @@ from circuitspex import decoders, metrics, tasks
 from circuitspex._shared import parse_mapping, read_mapping
 from circuitspex._shared.mappings import MAX_BYTES
 from circuitspex.errors import CircuitSpexError, SettingsError
-from circuitspex.runs import Settings, parse_value, setting_names
-from circuitspex.runs.settings import DTYPES
+from circuitspex.runs import Settings, parse_value
+from circuitspex.runs.settings import DTYPES, all_settings
 from circuitspex.units import REPLACEMENTS
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
@@ -32,12 +32,11 @@ VALID = st.builds(
     model=WORDS,
     task=st.sampled_from(sorted(tasks.TASKS)),
     units=WORDS,
-    decoder=st.sampled_from(["auto", *decoders.DECODERS]),
+    decoder=st.sampled_from(["auto", "lasso", "hybrid", "gradient", "moebius", "coarse_to_fine"]),
     budget=COUNTS,
     keep_rate=or_none(st.floats(0, 1, exclude_min=True, exclude_max=True)),
-    max_order=or_none(COUNTS),
+    max_order=or_none(st.integers(1, 3)),
     prompts_per_mask=COUNTS | st.sampled_from(["all", "auto"]),
-    tolerance=or_none(st.floats(0, 1)),
     n_prompts=COUNTS,
     ablation=st.sampled_from([*REPLACEMENTS]),
     metric=st.sampled_from(sorted(metrics.METRICS)),
@@ -48,19 +47,30 @@ VALID = st.builds(
 )
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "auto": {"tolerance": 0.1, "n_threads": 2},
+    "lasso": {"among": ["L0H1", 3], "max_pairs": 7, "n_folds": 3},
+    "hybrid": {"tolerance": 1e-3},
+    "gradient": {"max_order": 3, "order_shares": [0.25, 0.75], "search_share": 1.0},
+    "moebius": {"origin": "ablated", "threshold": 2.5},
+    "coarse_to_fine": {"n_blocks": 8},
+}
+
+
 @pytest.mark.slow
-@given(VALID)
+@given(VALID, st.booleans())
 @hypothesis_settings(max_examples=40)
 def test_settings_are_the_same_from_every_form(
-    tmp_path_factory: Any, chosen: dict[str, Any]
+    tmp_path_factory: Any, chosen: dict[str, Any], with_options: bool
 ) -> None:
+    chosen = chosen | (OPTIONS[chosen["decoder"]] if with_options else {})
     made = Settings.from_mapping(chosen)
     assert made.as_dict() == chosen
     folder = tmp_path_factory.mktemp("forms")
     for name in ("run.yaml", "run.yml", "run.json", "run"):
         made.save(folder / name)
         read = Settings.load(folder / name)
-        assert (read, read.hash, hash(read)) == (made, made.hash, hash(made))
+        assert (read, read.run_id, hash(read)) == (made, made.run_id, hash(made))
     assert Settings.from_mapping(made.as_dict()) == made
     dashed = {name.replace("_", "-"): value for name, value in made.as_dict().items()}
     assert Settings.from_mapping(dashed) == made
@@ -83,22 +93,23 @@ def test_a_model_cannot_lead_the_folder_away(model: str, tmp_path: Path) -> None
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
 
 
-def test_the_hash_does_not_change_from_version_to_version() -> None:
+def test_the_run_id_does_not_change_from_version_to_version() -> None:
     # Pinned: with another, every folder and W&B run of the versions before would be lost.
-    assert Settings().hash == "2266c626940b31fb"
-    assert Settings(keep_rate=0.9, seed=3).hash == "82bd6905710e558b"
+    assert Settings().run_id == "f7cf3089cddcbe4b"
+    assert Settings(keep_rate=0.9, seed=3).run_id == "bd1f93c848a28c8e"
 
 
-def test_every_setting_is_in_the_hash() -> None:
+def test_every_setting_is_in_the_run_id() -> None:
     other: dict[str, Any] = {
         **{"model": "gpt2", "task": "ioi", "units": "neurons", "decoder": "lasso", "budget": 7},
-        **{"keep_rate": 0.9, "max_order": 2, "prompts_per_mask": "all", "tolerance": 0.1},
+        **{"keep_rate": 0.9, "max_order": 2, "prompts_per_mask": "all"},
+        **{"options": {"tolerance": 0.1}},
         **{"n_prompts": 8, "ablation": "mean", "metric": "negative_kl", "verify": 0},
         **{"circuit_size": 3, "seed": 1, "dtype": "bfloat16"},
     }
     assert other.keys() == {field.name for field in fields(Settings)}
-    hashes = {replace(Settings(), **{name: value}).hash for name, value in other.items()}
-    assert len(hashes | {Settings().hash}) == len(other) + 1
+    ids = {replace(Settings(), **{name: value}).run_id for name, value in other.items()}
+    assert len(ids | {Settings().run_id}) == len(other) + 1
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -117,12 +128,19 @@ def test_settings_cannot_be_changed() -> None:
         ({"budget": True}, "got True"),
         ({"budget": 0}, "budget must"),
         ({"budget": 1.5}, "got 1.5"),
-        ({"budget": 2**53}, "below 9007199254740992"),
+        ({"budget": 2**53}, r"below 2\^53; got 9007199254740992"),
         ({"budget": 10**5000}, "too long to show"),
-        ({"keep_rate": 1.0}, "a number above 0 and below 1 or null; got 1.0"),
+        ({"keep_rate": 1.0}, "keep_rate must be a number above 0 and below 1; got 1.0"),
         ({"keep_rate": float("nan")}, "keep_rate must"),
         ({"prompts_per_mask": "some"}, "or 'all' or 'auto'; got 'some'"),
-        ({"tolerance": -0.1}, "of at least 0 and of at most 1"),
+        ({"tolerance": -0.1}, "tolerance must be a number above 0 and below 1 or None; got -0.1"),
+        ({"tolerance": 0}, "'hybrid': tolerance must be a number above 0 .* got 0. Stop before"),
+        ({"decoder": "exact", "tolerance": 0.1}, "'exact' has no option 'tolerance'.* Its options"),
+        ({"decoder": "spex", "keep_rate": 0.9}, "'spex': keep_rate must be .* equal to 0.5; got 0"),
+        ({"decoder": "exact", "prompts_per_mask": 2}, "must be 'all' or 'auto'; got 2"),
+        ({"tolerence": 0.1}, "no setting 'tolerence'; did you mean 'tolerance'"),
+        ({"n_blocks": 4, "origin": "intact"}, "no decoder has all of .*n_blocks, origin"),
+        ({"options": {"tolerance": 0.1}}, "no setting 'options'"),
         ({"seed": -1}, "seed must"),
         ({"model": ""}, "at least 1"),
         ({"model": "x" * 1001}, "at most 1000 characters"),
@@ -260,7 +278,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
-NAMES = st.sampled_from(setting_names()) | st.text(max_size=8)
+NAMES = st.sampled_from(list(all_settings())) | st.text(max_size=8)
 
 
 @given(mapping=st.dictionaries(NAMES, VALUES, max_size=4), as_yaml=st.booleans())

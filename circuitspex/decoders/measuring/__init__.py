@@ -2,6 +2,7 @@
 
 from circuitspex.decoders.measuring.decoder import Decoder, unit_labels
 from circuitspex.decoders.measuring.exhaustive import (
+    MAX_EXACT_UNITS,
     errors_over_prompts,
     is_worth_transforming,
     transform_all,
@@ -18,7 +19,6 @@ from circuitspex.decoders.measuring.samples import (
     Meter,
     Samples,
     gather,
-    is_count,
     join,
     variance_components,
 )

@@ -1,15 +1,22 @@
-"""What all decoders share: their options, the checks, and the one way to call them."""
+"""What all decoders share: how they declare their options, and the one way to call them.
+
+An option is a field of the decoder's dataclass. Its annotation holds the bounds, its default is the
+default everywhere, and the text under it is its help: Python, settings, sweep files and the command
+line read them here. A decoder that can use fewer values of a shared option declares it again.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
+from annotated_types import Gt, Lt, MinLen
 
-from circuitspex._shared import SetFunction
+from circuitspex._shared import Count, SetFunction, declared, fit_all, fit_fields
 from circuitspex.algebra import Interactions
 from circuitspex.decoders.measuring.restriction import Restricted, find_units
-from circuitspex.decoders.measuring.samples import Meter, PromptsPerMask, is_count
+from circuitspex.decoders.measuring.samples import Meter, PromptsPerMask, fewest_prompts
 from circuitspex.errors import DecoderError
 
 
@@ -17,40 +24,76 @@ from circuitspex.errors import DecoderError
 class Decoder(ABC):
     """Turns a set function and a budget of evaluations into sparse interactions."""
 
-    keep_rate: float = 0.5
-    """Probability with which masks keep a unit, and p of the Fourier basis."""
+    keep_rate: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """Probability with which masks keep a unit, and p of the Fourier basis. Masks that keep or
+    ablate everything tell nothing apart; near the intact model try 0.95."""
 
-    max_order: int | None = None
+    max_order: Count | None = None
     """Most units in one interaction; None for no limit."""
 
-    prompts_per_mask: PromptsPerMask = "all"
-    """``"all"``, or how many prompts, drawn at random, each mask is evaluated on; ``"auto"`` for
-    the fewest, which learns the average game best."""
+    prompts_per_mask: PromptsPerMask = "auto"
+    """Prompts, drawn at random, that each mask is evaluated on, or ``"all"``; ``"auto"`` for as few
+    as the decoder can use, which learns the average game best."""
 
-    among: tuple[int | str, ...] | None = None
+    among: Annotated[tuple[int | str, ...], MinLen(1)] | None = None
     """The only units that are ablated, by index or label, all others being kept; None for all."""
 
     name: ClassVar[str]
     """What :func:`circuitspex.decoders.get` calls it."""
 
-    def __post_init__(self) -> None:
-        """Check the options.
+    model_keep_rate: ClassVar[float] = 0.95
+    """The keep rate where the set function is a model and none is asked for: a model of which half
+    is gone is not the model that is studied."""
 
-        Raises:
-            DecoderError: If one is outside its range.
+    auto_prompts: ClassVar[Literal["all", "fewest", "one"]] = "fewest"
+    """What ``prompts_per_mask="auto"`` is: ``fewest`` is one, or as few as spend the budget."""
+
+    def __post_init__(self) -> None:
+        """Check the options against their declarations, and each other."""
+        self._refuse(fit_fields(self) or list(self._disagreements()))
+
+    @classmethod
+    def make(cls, **options: Any) -> Self:
+        """Make the decoder from options as files and command lines give them, such as lists.
+
+        Args:
+            **options: Name to value.
+
+        Returns:
+            The decoder.
         """
-        if not 0 < self.keep_rate < 1:
-            raise DecoderError(
-                f"keep_rate must lie strictly between 0 and 1; got {self.keep_rate}. Masks that "
-                "keep or ablate everything tell nothing apart; near the intact model try 0.95."
-            )
-        if self.max_order is not None and not is_count(self.max_order):
-            raise DecoderError(f"max_order must be an integer >= 1; got {self.max_order!r}.")
-        if self.prompts_per_mask not in {"all", "auto"} and not is_count(self.prompts_per_mask):
-            raise DecoderError(
-                "prompts_per_mask must be 'all', 'auto' or an integer >= 1; "
-                f"got {self.prompts_per_mask!r}."
-            )
+        fitted, wrong = fit_all(cls, options)
+        cls._refuse(wrong)
+        return cls(**fitted)
+
+    @classmethod
+    def _refuse(cls, wrong: Sequence[str]) -> None:
+        """Raise an error if something is wrong, with the help of the first option that is."""  # noqa: DOC501
+        if wrong:
+            help = declared(cls)[wrong[0].partition(" ")[0]].help
+            raise DecoderError(f"decoder {cls.name!r}: {'; '.join(wrong)}. {help}".strip())
+
+    def _disagreements(self) -> Iterator[str]:
+        """Say which options do not go together, the name of the first in front."""
+        yield from ()
+
+    def n_drawn(self, n_units: int, n_prompts: int, budget: int) -> int:
+        """Say on how many prompts each mask will be evaluated.
+
+        Args:
+            n_units: How many units there are.
+            n_prompts: How many prompts there are.
+            budget: Evaluations to spend.
+
+        Returns:
+            The number.
+        """
+        if self.prompts_per_mask != "auto":
+            return n_prompts if self.prompts_per_mask == "all" else self.prompts_per_mask
+        if self.auto_prompts == "fewest":
+            n_units = n_units if self.among is None else len(self.among)
+            return fewest_prompts(n_units, n_prompts, budget)
+        return n_prompts if self.auto_prompts == "all" else 1
 
     def decode(self, set_function: SetFunction, *, budget: int, seed: int) -> Interactions:
         """Decode a set function.

@@ -12,7 +12,8 @@ from circuitspex.decoders.measuring.samples import Meter
 from circuitspex.designs import exhaustive_masks
 from circuitspex.errors import DecoderError
 
-_MAX_UNITS = 20
+MAX_EXACT_UNITS = 20
+"""Units up to which every mask is ever evaluated."""
 _CHUNK = 4096  # masks asked for at once, so that a long table can be resumed
 _NEGLIGIBLE = 1e-12  # relative to the largest coefficient: rounding, not signal
 _MAX_COVARIANCE = 1000  # terms up to which the full covariance is kept
@@ -45,10 +46,10 @@ def transform_all(decoder: Decoder, meter: Meter) -> Interactions:
     Raises:
         DecoderError: If there are more than 20 units or fewer prompts are asked for than exist.
     """
-    if meter.n_units > _MAX_UNITS:
+    if meter.n_units > MAX_EXACT_UNITS:
         raise DecoderError(
-            f"the exact decoder takes at most {_MAX_UNITS} units, 2**{_MAX_UNITS} masks; got "
-            f"{meter.n_units}. Restrict the units, or use a sparse decoder such as 'proxyspex'."
+            f"the exact decoder takes at most {MAX_EXACT_UNITS} units, 2**{MAX_EXACT_UNITS} masks; "
+            f"got {meter.n_units}. Restrict the units, or use a sparse decoder such as 'proxyspex'."
         )
     if decoder.prompts_per_mask not in ("all", "auto", meter.n_prompts):
         raise DecoderError(

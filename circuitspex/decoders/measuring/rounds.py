@@ -7,7 +7,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from circuitspex.decoders.measuring.samples import Meter, PromptsPerMask, Samples, gather
+from circuitspex.decoders.measuring.samples import (
+    Meter,
+    PromptsPerMask,
+    Samples,
+    fewest_prompts,
+    gather,
+)
 from circuitspex.designs import AffineDesign, affine_design, affine_size, bernoulli_masks
 from circuitspex.errors import BudgetError
 
@@ -43,10 +49,7 @@ class Round:
 def prompts_to_draw(meter: Meter, prompts_per_mask: PromptsPerMask) -> int | None:
     """Return how many prompts to draw for each mask, or None for all of them.
 
-    ``"auto"`` is one, or as few as the masks there are leave no choice but to take. With k of them,
-    a budget of B affords B / k masks. If σ² is the variance of what the fit cannot explain of the
-    average game and τ² that of a prompt's departure from it, a coefficient has variance
-    (σ² + τ² / k) k / B = (k σ² + τ²) / B: no k is better than 1.
+    ``"auto"`` is :func:`~circuitspex.decoders.measuring.samples.fewest_prompts`.
 
     Args:
         meter: The metered set function.
@@ -61,8 +64,7 @@ def prompts_to_draw(meter: Meter, prompts_per_mask: PromptsPerMask) -> int | Non
     if prompts_per_mask == "auto":
         if meter.sampled is None:
             return None
-        n_all = 2 ** min(meter.n_units, 40)
-        prompts_per_mask = min(meter.n_prompts, -(-meter.budget // n_all))
+        prompts_per_mask = fewest_prompts(meter.n_units, meter.n_prompts, meter.budget)
     if prompts_per_mask == "all":
         return None
     meter.check_drawn(prompts_per_mask)

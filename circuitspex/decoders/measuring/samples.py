@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuitspex._shared import (
     GRADIENT_COST,
+    Count,
     DifferentiableSetFunction,
     SampledDifferentiableSetFunction,
     SampledSetFunction,
@@ -26,7 +27,7 @@ from circuitspex.algebra import row_keys
 from circuitspex.designs import AffineDesign
 from circuitspex.errors import BudgetError, DecoderError, NonFiniteError
 
-PromptsPerMask = int | Literal["all", "auto"]
+PromptsPerMask = Count | Literal["all", "auto"]
 
 _GRADIENTS_OF = {True: "value_and_gradient()", False: "n_prompts and sample_gradients()"}
 
@@ -184,6 +185,16 @@ class Meter:
         if not finite.all():
             raise NonFiniteError(_name_masks(masks[torch.from_numpy(~finite)], len(masks)))
         return array
+
+
+def fewest_prompts(n_units: int, n_prompts: int, budget: int) -> int:
+    """Return one prompt per mask, or as few as the masks there are leave no choice but to take.
+
+    With k of them, a budget of B affords B / k masks. If σ² is the variance of what the fit cannot
+    explain of the average game and τ² that of a prompt's departure from it, a coefficient has
+    variance (σ² + τ² / k) k / B = (k σ² + τ²) / B: no k is better than 1.
+    """
+    return min(n_prompts, -(-budget // 2 ** min(n_units, 40)))
 
 
 def is_count(value: object) -> bool:

@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Lt
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -56,27 +57,12 @@ class SparseRegression(Decoder):
     and the exact transform is returned instead.
     """
 
-    n_folds: int = 5
+    n_folds: Annotated[int, Ge(2), Lt(2**31)] = 5
     """How many parts the rows are dealt into for cross-fitting."""
 
-    tolerance: float | None = None
+    tolerance: Annotated[float, Gt(0), Lt(1)] | None = None
     """Stop before the budget is spent when twice in a row neither the held-out R² has risen by more
     than this nor the ten largest terms have changed by more than one in ten; None to spend all."""
-
-    def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            DecoderError: If one is outside its range.
-        """
-        super().__post_init__()
-        if self.n_folds < 2:
-            raise DecoderError(f"n_folds must be at least 2 to hold rows out; got {self.n_folds}.")
-        if self.tolerance is not None and not 0 < self.tolerance < 1:
-            raise DecoderError(
-                "tolerance is a difference in held-out R² between 0 and 1, such as 0.01, or None "
-                f"to spend the whole budget; got {self.tolerance}."
-            )
 
     def fit(
         self,
