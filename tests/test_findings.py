@@ -155,7 +155,7 @@ def test_findings_come_back_as_they_were_saved(tmp_path: Path):
     assert read.terms == found.terms
     assert read.scalars == found.scalars
     assert found.differences(read) == {}
-    assert read_summary(tmp_path / "a" / "b")["hash"] == found.spec.run_hash
+    assert read_summary(tmp_path / "a" / "b")["run_id"] == found.spec.run_hash
 
 
 def test_findings_without_a_circuit_come_back_too(tmp_path: Path):

@@ -53,6 +53,33 @@ class WandbMode(StrEnum):
     DISABLED = "disabled"
 
 
+_Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the results. \\[default: runs/<model>-<task>-<hash>]"),
+]
+_Wandb = Annotated[
+    WandbMode | None,
+    typer.Option(help="Log to Weights & Biases. \\[default: disabled; WANDB_MODE under an agent]"),
+]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps. \\[default: the best there is]")]
+_BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Rows per forward pass. \\[default: from free memory]")
+]
+_Workers = Annotated[
+    int, typer.Option(min=0, help="Processes that hold the model, through Ray; 0: this one.")
+]
+_GpusPerWorker = Annotated[
+    float, typer.Option(min=0, help="GPUs for each of the workers; 0: CPUs only.")
+]
+_RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster that the workers run on, such as auto. \\[default: RAY_ADDRESS, else one "
+        "on this machine]"
+    ),
+]
+
+
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command whose keyword arguments are written out: an option for every setting."""
 
@@ -105,39 +132,16 @@ def discover_command(
         Path | None,
         typer.Option(help="YAML or JSON file of settings; options given as well override it."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the results. \\[default: runs/<model>-<task>-<hash>]"),
-    ] = None,
-    wandb: Annotated[
-        WandbMode | None,
-        typer.Option(
-            help="Log to Weights & Biases. \\[default: disabled; WANDB_MODE under an agent]",
-        ),
-    ] = None,
+    out: _Out = None,
+    wandb: _Wandb = None,
     wandb_project: Annotated[str, typer.Option(help="Project to log to.")] = "circuitspex",
     wandb_entity: Annotated[str | None, typer.Option(help="User or team to log to.")] = None,
     wandb_group: Annotated[str | None, typer.Option(help="Group that the run belongs to.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps. \\[default: the best there is]")
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows per forward pass. \\[default: from free memory]"),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes that hold the model, through Ray; 0: this one.")
-    ] = 0,
-    gpus_per_worker: Annotated[
-        float, typer.Option(min=0, help="GPUs for each of the workers; 0: CPUs only.")
-    ] = 0,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray cluster that the workers run on, such as auto. \\[default: RAY_ADDRESS, else "
-            "one on this machine]"
-        ),
-    ] = None,
+    device: _Device = None,
+    batch_size: _BatchSize = None,
+    workers: _Workers = 0,
+    gpus_per_worker: _GpusPerWorker = 0,
+    ray_address: _RayAddress = None,
     **given: str | None,
 ) -> None:
     """Find a circuit of interacting units. Without options: on a toy model, within a minute."""

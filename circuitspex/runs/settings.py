@@ -29,6 +29,7 @@ from circuitspex._shared import (
     Declared,
     declared,
     did_you_mean,
+    fit_all,
     fit_fields,
     read_mapping,
     short,
@@ -122,9 +123,7 @@ class Settings:
         Raises:
             SettingsError: If a value is not what it must be.
         """
-        wrong = fit_fields(self)
-        if wrong:
-            raise SettingsError("; ".join(wrong) + ".")
+        _refuse(fit_fields(self))
         for setting, known in _choices().items():
             _check_choice(setting, getattr(self, setting), known)
         try:
@@ -201,7 +200,9 @@ class Settings:
             given[name] = value
         own = declared(cls)
         options = {name: given.pop(name) for name in list(given) if name not in own}
-        return cls(**given, options=options)
+        fitted, wrong = fit_all(cls, given)
+        _refuse(wrong)
+        return cls(**fitted, options=options)
 
     @classmethod
     def load(cls, path: str | Path) -> "Settings":
@@ -320,6 +321,11 @@ def parse_value(name: str, text: str) -> Any:
         are wanted, else the text. Settings that are words by nature stay words.
     """
     return all_settings()[name].parse(text)
+
+
+def _refuse(wrong: list[str]) -> None:
+    if wrong:
+        raise SettingsError("; ".join(wrong) + ".")
 
 
 def _choices() -> dict[str, tuple[str, ...]]:

@@ -48,7 +48,7 @@ def test_discover_writes_a_whole_run_and_show_reads_it(tmp_path: Path) -> None:
     assert "L1H0 + L1H1" in text
     assert "32 evaluations run" in text
     assert "L1H0 + L1H1" in run("show", str(out))
-    settings = json.loads((out / "spec.json").read_text())["discovery"]["settings"]
+    settings = json.loads((out / "spec.json").read_text())["asked"]
     assert settings["units"] == "heads@1"
     assert settings["decoder"] == "exact"
 
@@ -150,7 +150,7 @@ def test_a_file_of_settings_is_run_and_options_override_it(tmp_path: Path) -> No
     )
     made = Settings(n_prompts=2, units="heads@1", budget=32)
     assert Settings.load(out / "settings.yaml") == made
-    assert json.loads((out / "summary.json").read_text())["hash"] == made.hash
+    assert json.loads((out / "summary.json").read_text())["run_id"] == made.run_id
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,11 @@ def test_set_functions_without_gradients_are_refused():
 def test_budgets_and_options_are_checked():
     with pytest.raises(BudgetError, match=r"500 units need at least 16 masks .* the budget is 15"):
         decoders.get("coarse_to_fine").decode(DeletionGame(500, {}), budget=15, seed=0)
-    with pytest.raises(DecoderError, match="needs max_order from 1 to 6; got 7"):
+    with pytest.raises(DecoderError, match=r"max_order must be a whole number from 1 to 6; got 7"):
         decoders.get("coarse_to_fine", max_order=7)
-    with pytest.raises(DecoderError, match="n_blocks of at least 2 and n_rounds of at least 1"):
+    with pytest.raises(
+        DecoderError, match=r"n_blocks must be a whole number of at least 2 .*; got 1"
+    ):
         decoders.get("coarse_to_fine", n_blocks=1)
 
 

@@ -165,7 +165,7 @@ def test_prompts_are_counted_too(name, prompts_per_mask):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("budget", [0, -1, True])
 def test_a_budget_is_a_positive_integer(name, budget):
-    with pytest.raises(BudgetError, match="budget must be an integer of at least 1"):
+    with pytest.raises(BudgetError, match=r"budget must be an integer of at least 1"):
         decoders.get(name).decode(sparse_game(), budget=budget, seed=0)
 
 
@@ -315,11 +315,15 @@ def test_labels_come_from_the_set_function(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_options_out_of_range_are_refused(name):
-    with pytest.raises(DecoderError, match=r"keep_rate must lie strictly between 0 and 1; got 1.0"):
+    with pytest.raises(
+        DecoderError, match=r"keep_rate must be .*; got 1.0. .* try 0.95|equal to 0.5; got 1.0"
+    ):
         decoders.get(name, keep_rate=1.0)
-    with pytest.raises(DecoderError, match="max_order must be an integer >= 1; got 0"):
+    with pytest.raises(
+        DecoderError, match=r"max_order must be a whole number (above 0|from 1 to \d+)\b.*; got 0"
+    ):
         decoders.get(name, max_order=0)
-    with pytest.raises(DecoderError, match="must be 'all', 'auto' or an integer >= 1; got 0"):
+    with pytest.raises(DecoderError, match=r"prompts_per_mask must be .*'all' or 'auto'; got 0"):
         decoders.get(name, prompts_per_mask=0)
     with pytest.raises(DecoderError, match=r"no option 'keep_rates?x'; did you mean 'keep_rate'"):
         decoders.get(name, keep_ratex=0.4)
@@ -328,13 +332,19 @@ def test_options_out_of_range_are_refused(name):
 def test_names_and_options_of_their_own_are_checked():
     with pytest.raises(DecoderError, match=r"no decoder 'proxispex'; did you mean 'proxyspex'\?"):
         decoders.get("proxispex")
-    with pytest.raises(DecoderError, match="n_folds must be at least 2"):
+    with pytest.raises(
+        DecoderError, match=r"n_folds must be a whole number of at least 2 .*; got 1"
+    ):
         decoders.get("lasso", n_folds=1)
-    with pytest.raises(DecoderError, match="max_pairs and max_pair_units must be at least 1"):
+    with pytest.raises(DecoderError, match=r"max_pairs must be a whole number above 0 .*; got 0"):
         decoders.get("lasso", max_pairs=0)
-    with pytest.raises(DecoderError, match="proxyspex needs max_order from 1 to 16"):
-        decoders.ProxySpexDecoder(max_order=None)
-    with pytest.raises(DecoderError, match="a learning_rate in "):
+    with pytest.raises(
+        DecoderError, match=r"'proxyspex': max_order must be a whole number from 1 to 16; got No"
+    ):
+        decoders.ProxySpexDecoder(max_order=None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        DecoderError, match=r"learning_rate must be a number above 0 and of at most 1; got 0.0"
+    ):
         decoders.get("proxyspex", learning_rate=0.0)
 
 
@@ -382,7 +392,7 @@ def test_max_order_is_kept(name):
 
 
 def test_lasso_refuses_orders_that_it_does_not_look_for():
-    with pytest.raises(DecoderError, match="lasso needs max_order from 1 to 3; got 4"):
+    with pytest.raises(DecoderError, match=r"'lasso': max_order must be .* from 1 to 3; got 4"):
         decoders.get("lasso", max_order=4)
 
 

@@ -146,7 +146,9 @@ def test_there_are_no_triples_of_fewer_units(n_units):
 
 def test_what_it_does_not_do_is_said():
     for order in (4, None):
-        with pytest.raises(DecoderError, match=rf"lasso needs max_order from 1 to 3; got {order}"):
-            LassoDecoder(max_order=order)
-    with pytest.raises(DecoderError, match="max_triples and max_triple_units must be at least 1"):
+        with pytest.raises(
+            DecoderError, match=rf"'lasso': max_order must be .* from 1 to 3; got {order}"
+        ):
+            LassoDecoder(max_order=order)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DecoderError, match=r"max_triples must be a whole number above 0 .*; got 0"):
         LassoDecoder(max_triples=0)

@@ -399,7 +399,7 @@ def test_budgets_that_are_too_small_say_what_is_needed():
 
 @pytest.mark.usefixtures("unchecked")
 def test_options_are_checked():
-    with pytest.raises(DecoderError, match='origin must be "intact" or "ablated"; got \'full\''):
+    with pytest.raises(DecoderError, match=r"origin must be 'ablated' or 'intact'; got 'full'"):
         decoders.get("moebius", origin="full")
-    with pytest.raises(DecoderError, match="threshold must be a positive effect, or None; got 0"):
+    with pytest.raises(DecoderError, match=r"threshold must be a number above 0 or None; got 0.0"):
         decoders.get("moebius", threshold=0.0)

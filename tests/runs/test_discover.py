@@ -16,8 +16,9 @@ SMALL = Settings(units="heads@1", n_prompts=2, budget=32)
 @pytest.mark.parametrize(
     ("n_units", "budget", "decoder", "keep_rate", "drawn"),
     [
-        (8, 4096, "exact", 0.5, "all"),
-        (8, 4095, "hybrid", 0.95, 1),
+        (8, 4096, "exact", 0.5, 16),
+        (8, 4095, "hybrid", 0.95, 16),  # so few masks that one prompt each spends a sixteenth
+        (12, 4096 * 3, "hybrid", 0.95, 3),
         (270, 10**9, "hybrid", 0.95, 1),
     ],
 )
@@ -91,7 +92,7 @@ def test_half_a_run_is_named(tmp_path: Path) -> None:
 def test_a_tolerance_stops_a_run_early(tmp_path: Path) -> None:
     settings = Settings(decoder="lasso", keep_rate=0.7, budget=16 * 1024, n_prompts=2)
     whole = discover(settings, tmp_path / "whole")
-    early = discover(replace(settings, tolerance=0.05), tmp_path / "early")
+    early = discover(replace(settings, options={"tolerance": 0.05}), tmp_path / "early")
     assert whole.interactions.n_evaluations > early.interactions.n_evaluations
     assert early.interactions.diagnostics["stopping"]["stopped_early"]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from circuitspex import decoders, metrics, tasks
+from circuitspex import metrics, tasks
 from circuitspex._shared import parse_mapping, read_mapping
 from circuitspex._shared.mappings import MAX_BYTES
 from circuitspex.errors import CircuitSpexError, SettingsError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from circuitspex import sweeps
 from circuitspex.errors import CircuitSpexError, SweepError
-from circuitspex.runs import Settings, setting_names
+from circuitspex.runs import Settings, all_settings
 from circuitspex.sweeps import parse_sweep, running
 from circuitspex.sweeps.distributions import percentile
 
@@ -203,7 +203,7 @@ DOCUMENTS = st.fixed_dictionaries(
     {},
     optional={
         "method": st.sampled_from(["grid", "random", "bayes"]) | VALUES,
-        "parameters": st.dictionaries(st.sampled_from(setting_names()), PARAMETER, max_size=2)
+        "parameters": st.dictionaries(st.sampled_from(list(all_settings())), PARAMETER, max_size=2)
         | VALUES,
         "metric": st.fixed_dictionaries({"name": st.just("fit/r2_heldout") | VALUES}) | VALUES,
         "command": st.lists(
@@ -264,7 +264,7 @@ def test_a_plan_is_a_folder_with_every_run(tmp_path: Path) -> None:
     assert sweeps.read_manifest(tmp_path / "s") == plan
     assert (tmp_path / "s" / "sweep.yaml").read_bytes() == path.read_bytes()
     assert [plan.settings(i).seed for i in range(2)] == [0, 1]
-    assert plan.run_folder(1).name == plan.settings(1).hash
+    assert plan.run_folder(1).name == plan.settings(1).run_id
     assert sweeps.plan_sweep(path, tmp_path / "s") == plan
     with pytest.raises(SweepError, match="holds another sweep"):
         sweeps.plan_sweep(write(tmp_path, sweep(ONE)), tmp_path / "s")

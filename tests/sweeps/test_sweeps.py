@@ -442,13 +442,13 @@ def test_other_ways_of_wandb_to_pass_parameters_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     def stop(settings: Settings, folder: Path, **_: Any) -> None:
-        raise SweepError(f"would run {settings.hash}")
+        raise SweepError(f"would run {settings.run_id}")
 
     command = start_as_agent(tmp_path, monkeypatch, words)["command"]
     monkeypatch.setattr("circuitspex.runs.discover.discover", stop)
     after = command[command.index("discover") :]
     said = CliRunner().invoke(app, after, env={"COLUMNS": "200"}).output
-    assert f"would run {Settings.from_mapping(CHOSEN).hash}" in said
+    assert f"would run {Settings.from_mapping(CHOSEN).run_id}" in said
 
 
 # The command line

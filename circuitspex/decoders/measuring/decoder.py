@@ -8,7 +8,7 @@ line read them here. A decoder that can use fewer values of a shared option decl
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Gt, Lt, MinLen
@@ -53,7 +53,7 @@ class Decoder(ABC):
         self._refuse(fit_fields(self) or list(self._disagreements()))
 
     @classmethod
-    def make(cls, **options: Any) -> Self:
+    def make(cls, **options: Any) -> "Decoder":
         """Make the decoder from options as files and command lines give them, such as lists.
 
         Args:
