@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @given(VALID, st.booleans())
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=40, deadline=None)
 def test_settings_are_the_same_from_every_form(
     tmp_path_factory: Any, chosen: dict[str, Any], with_options: bool
 ) -> None:
@@ -80,7 +80,7 @@ def test_settings_are_the_same_from_every_form(
 
 
 @given(VALID)
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=40, deadline=None)
 def test_a_run_name_is_one_plain_folder_name(chosen: dict[str, Any]) -> None:
     name = Settings.from_mapping(chosen).run_name
     assert Path(name).name == name
