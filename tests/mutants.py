@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("algebra", "decoders", "verification", "ablation")
@@ -45,7 +46,7 @@ class Mutant:
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
     """Yield a node's wrong versions."""
-    wrong = deepcopy(node)
+    wrong: Any = deepcopy(node)
     match wrong:
         case ast.Compare(ops=[op, *_]) if type(op) in SWAPS:
             wrong.ops[0] = SWAPS[type(op)]()
@@ -88,7 +89,7 @@ def mutants_of(path: Path) -> dict[int, list[tuple[Mutant, str]]]:
     lines = source.encode().splitlines(keepends=True)
     found: dict[int, list[tuple[Mutant, str]]] = {}
     for node in code_nodes(ast.parse(source)):
-        if getattr(node, "lineno", 0) != getattr(node, "end_lineno", None):
+        if not isinstance(node, ast.expr | ast.stmt) or node.lineno != node.end_lineno:
             continue
         line = lines[node.lineno - 1]
         for wrong in changes(node):
@@ -135,7 +136,7 @@ def judge(mutant: Mutant, source: str, copy: Path, seconds: float) -> None:
 
 def main() -> None:
     """Judge mutants one by one."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", nargs="+", default=[*ROOMS])

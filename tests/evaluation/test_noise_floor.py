@@ -10,7 +10,7 @@ from tiny_models import make_hf_model, make_tiny
 import circuitspex as cs
 from circuitspex import models
 from circuitspex.errors import HookError
-from circuitspex.report.sections import header
+from circuitspex.report import render_page
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -76,7 +76,7 @@ def test_results_in_half_precision_say_what_it_costs(dtype):
         found = spex.discover("exact", budget=768, keep_rate=0.5)
         assert found.diagnostics["noise_floor"] == spex.noise_floor()
         assert found.n_evaluations == 768
-        page = header(spex.spec, found, None)
+        page = render_page(spex.findings())
     assert "Values repeat to" in page
     assert "(half precision)" in page
 
@@ -86,7 +86,7 @@ def test_results_in_single_precision_do_not():
     with cs.CircuitSpex(model, make_task(model), cs.heads(model)) as spex:
         found = spex.discover("exact", budget=768, keep_rate=0.5)
         assert "noise_floor" not in found.diagnostics
-        assert "Values repeat to" not in header(spex.spec, found, None)
+        assert "Values repeat to" not in render_page(spex.findings())
 
 
 def test_outside_the_block_there_is_no_floor():
