@@ -1,6 +1,6 @@
 """The coarse-to-fine decoder: gradients for very many units, ablations for the few that matter."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -97,7 +97,7 @@ class CoarseToFineDecoder(Decoder):
         Reader(meter, self.prompts_per_mask, "intact", rng)  # refuses prompts there are not
         n_units, cost = meter.n_units, meter.n_prompts
         if n_units <= _EXHAUSTIBLE and 2**n_units * cost <= meter.budget:
-            return transform_all(replace(self, prompts_per_mask="all"), meter)
+            return transform_all(self, meter)
         if not meter.differentiable:
             raise DecoderError(
                 "coarse_to_fine needs a set function with value_and_gradient(); "

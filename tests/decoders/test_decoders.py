@@ -329,6 +329,7 @@ def test_options_out_of_range_are_refused(name):
         decoders.get(name, keep_ratex=0.4)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_names_and_options_of_their_own_are_checked():
     with pytest.raises(DecoderError, match=r"no decoder 'proxispex'; did you mean 'proxyspex'\?"):
         decoders.get("proxispex")
@@ -433,8 +434,11 @@ def test_exact_errors_are_about_prompts():
 def test_exact_refuses_many_units_and_few_prompts():
     with pytest.raises(DecoderError, match=r"at most 20 units, 2..20 masks; got 21"):
         decoders.get("exact").decode(SparseGame(21, [()], np.ones(1)), budget=2**22, seed=0)
-    with pytest.raises(DecoderError, match="evaluates every prompt; got prompts_per_mask=1"):
-        decoders.get("exact", prompts_per_mask=1).decode(PromptsGame(6, 7), budget=10**4, seed=0)
+    with pytest.raises(
+        DecoderError,
+        match=r"'exact': prompts_per_mask must be 'all' or 'auto'; got 1\. All",
+    ):
+        decoders.get("exact", prompts_per_mask=1)
 
 
 def test_terms_without_lower_order_traces_are_not_invented():

@@ -144,6 +144,7 @@ def test_there_are_no_triples_of_fewer_units(n_units):
     assert terms_of(found).keys() == {(0, 1, 2)}
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_it_does_not_do_is_said():
     for order in (4, None):
         with pytest.raises(

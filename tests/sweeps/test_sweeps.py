@@ -61,7 +61,8 @@ def start(plan: sweeps.Manifest) -> Path:
 def summary(folder: Path, **fields: Any) -> None:
     document = {
         "format": "circuitspex.summary/1",
-        **{"hash": folder.name, "scalars": {"fit/r2_heldout": 0.5}, "seconds": 1.0},
+        **{"run_id": folder.name, "evaluation_hash": "e" * 32, "run_hash": "r" * 32},
+        **{"scalars": {"fit/r2_heldout": 0.5}, "seconds": 1.0},
         **{"n_evaluated": 3, "n_replayed": 0},
     }
     (folder / SUMMARY).write_text(json.dumps(document | fields))
@@ -79,7 +80,7 @@ def test_states_follow_the_files(plan: sweeps.Manifest) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"hash": "0" * 16}, {"seconds": "long"}, {"scalars": {"a": "b"}}]
+    "fields", [{"run_id": "0" * 16}, {"run_hash": 3}, {"seconds": "long"}, {"scalars": {"a": "b"}}]
 )
 def test_a_summary_of_something_else_is_not_done(
     plan: sweeps.Manifest, fields: dict[str, Any]
@@ -129,7 +130,8 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 FINISH = """
 (run / "summary.json").write_text(json.dumps({"format": "circuitspex.summary/1",
-    "hash": run.name, "scalars": {}, "seconds": 0.0, "n_evaluated": 0, "n_replayed": 0}))
+    "run_id": run.name, "evaluation_hash": "", "run_hash": "", "scalars": {}, "seconds": 0.0,
+    "n_evaluated": 0, "n_replayed": 0}))
 """
 
 
@@ -445,7 +447,7 @@ def test_other_ways_of_wandb_to_pass_parameters_are_read(
         raise SweepError(f"would run {settings.run_id}")
 
     command = start_as_agent(tmp_path, monkeypatch, words)["command"]
-    monkeypatch.setattr("circuitspex.runs.discover.discover", stop)
+    monkeypatch.setattr("circuitspex.cli.discover.discover", stop)
     after = command[command.index("discover") :]
     said = CliRunner().invoke(app, after, env={"COLUMNS": "200"}).output
     assert f"would run {Settings.from_mapping(CHOSEN).run_id}" in said

@@ -44,17 +44,12 @@ def transform_all(decoder: Decoder, meter: Meter) -> Interactions:
         The interactions.
 
     Raises:
-        DecoderError: If there are more than 20 units or fewer prompts are asked for than exist.
+        DecoderError: If there are more than 20 units.
     """
     if meter.n_units > MAX_EXACT_UNITS:
         raise DecoderError(
             f"the exact decoder takes at most {MAX_EXACT_UNITS} units, 2**{MAX_EXACT_UNITS} masks; "
             f"got {meter.n_units}. Restrict the units, or use a sparse decoder such as 'proxyspex'."
-        )
-    if decoder.prompts_per_mask not in ("all", "auto", meter.n_prompts):
-        raise DecoderError(
-            f"the exact decoder evaluates every prompt; got prompts_per_mask="
-            f"{decoder.prompts_per_mask}. Use 'all', or a sparse decoder."
         )
     masks = exhaustive_masks(
         meter.n_units, budget=meter.budget, evaluations_per_mask=meter.n_prompts
