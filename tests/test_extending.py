@@ -22,8 +22,7 @@ from circuitspex.games import GAMES, Game
 from circuitspex.lenses import LENSES
 from circuitspex.report import SECTIONS
 from circuitspex.runs import Settings, discover
-from circuitspex.tasks import TASKS, induction
-from circuitspex.tasks.metrics import METRICS
+from circuitspex.tasks import METRICS, TASKS, induction
 from circuitspex.tracking import NullTracker, Tracker
 from circuitspex.units import REPLACEMENTS, Replacement
 

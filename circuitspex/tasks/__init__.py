@@ -8,10 +8,18 @@ from circuitspex.errors import TaskError
 from circuitspex.tasks import metrics
 from circuitspex.tasks.induction import induction
 from circuitspex.tasks.ioi import ioi
-from circuitspex.tasks.metrics import Metric, Targets, identify, logit_difference, tokens_read
+from circuitspex.tasks.metrics import (
+    METRICS,
+    Metric,
+    Targets,
+    identify,
+    logit_difference,
+    tokens_read,
+)
 from circuitspex.tasks.task import Task
 
 __all__ = [
+    "METRICS",
     "TASKS",
     "Metric",
     "Targets",

@@ -2,7 +2,15 @@
 
 from circuitspex.units import replacements
 from circuitspex.units.kinds import MLP, AttentionLayer, Head, Neuron, NeuronBlock, Unit, parse_unit
-from circuitspex.units.replacements import REPLACEMENTS, Replacement, mean, resample
+from circuitspex.units.replacements import (
+    REPLACEMENTS,
+    Mean,
+    Replacement,
+    Resample,
+    Zero,
+    mean,
+    resample,
+)
 from circuitspex.units.sites import Site, plan_sites
 from circuitspex.units.stand_ins import ByHook, StandIns, ones, zeros
 from circuitspex.units.unit_sets import (
@@ -22,13 +30,16 @@ __all__ = [
     "AttentionLayer",
     "ByHook",
     "Head",
+    "Mean",
     "Neuron",
     "NeuronBlock",
     "Replacement",
+    "Resample",
     "Site",
     "StandIns",
     "Unit",
     "UnitSet",
+    "Zero",
     "attention_layers",
     "check_units",
     "heads",

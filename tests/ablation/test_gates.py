@@ -52,8 +52,7 @@ from circuitspex.errors import (
 from circuitspex.evaluation import Evaluation, LocalRunner
 from circuitspex.evaluation.store import MemoryStore
 from circuitspex.models import from_hugging_face
-from circuitspex.tasks import Targets, Task, logit_difference
-from circuitspex.tasks.metrics import METRICS
+from circuitspex.tasks import METRICS, Targets, Task, logit_difference
 from circuitspex.units import (
     MLP,
     AttentionLayer,

@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from circuitspex.algebra import keep_only
-from circuitspex.circuits import Circuit, CircuitReport, verify_circuit
-from circuitspex.circuits.criteria import (
+from circuitspex.circuits import (
     MIB_FRACTIONS,
+    Circuit,
+    CircuitReport,
     cmd,
     cpr,
     faithfulness,
     faithfulness_curve,
     incompleteness,
     minimality,
+    verify_circuit,
 )
 from circuitspex.errors import MaskError, ResultError
 

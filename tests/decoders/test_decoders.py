@@ -50,7 +50,7 @@ def sparse_game(keep_rate=0.5, order=2, n_units=N_UNITS, seed=0):
 class Counting:
     """A set function that counts, relabels, shifts, scales or breaks another one."""
 
-    game: SparseGame
+    game: Any
     units: list[str] | None = None
     order: np.ndarray | None = None
     shift: float = 0.0
@@ -286,6 +286,16 @@ def test_set_functions_may_return_numpy_or_single_precision(name):
     )
 
 
+class TwoValues:
+    """No set function: two values a mask."""
+
+    def __call__(self, masks):
+        return torch.ones(len(masks), 2, dtype=torch.float64)
+
+    def value_and_gradient(self, masks):
+        return self(masks), torch.zeros(masks.shape, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_not_a_set_function_is_refused(name):
     decoder = decoders.get(name)
@@ -299,7 +309,7 @@ def test_what_is_not_a_set_function_is_refused(name):
     with pytest.raises(BudgetError, match=r"budget must be an integer of at least 1; got 2\.5"):
         Meter(sparse_game(), 2.5)
     short = Counting(sparse_game())
-    short.game = SparseGame(N_UNITS, [()], np.ones((1, 2)))
+    short.game = TwoValues()
     with pytest.raises(DecoderError, match="must return values of shape"):
         decoder.decode(short, budget=512, seed=0)
 

@@ -27,8 +27,7 @@ from circuitspex.errors import BudgetError, MaskError, NonFiniteError, StoreErro
 from circuitspex.evaluation import Evaluation, describe_evaluation
 from circuitspex.evaluation.evaluation import draw_balanced
 from circuitspex.evaluation.store import MemoryStore, ParquetStore
-from circuitspex.tasks import Task, induction, logit_difference
-from circuitspex.tasks.metrics import METRICS
+from circuitspex.tasks import METRICS, Task, induction, logit_difference
 from circuitspex.units import heads, mean, mlps, neuron_blocks, resample
 
 LENGTHS = (5, 7, 5, 4, 7)

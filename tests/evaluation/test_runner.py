@@ -12,8 +12,7 @@ from circuitspex.ablation import Room, Rows, ablate
 from circuitspex.ablation.batching import Batcher, rows_that_fit
 from circuitspex.algebra import ablate_only
 from circuitspex.evaluation import LocalRunner
-from circuitspex.tasks import Task, logit_difference
-from circuitspex.tasks.metrics import METRICS
+from circuitspex.tasks import METRICS, Task, logit_difference
 from circuitspex.units import heads, mlps, resample
 
 LENGTHS = (5, 7, 5, 7)

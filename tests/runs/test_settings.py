@@ -15,8 +15,8 @@ from circuitspex import metrics, tasks
 from circuitspex._shared import parse_mapping, read_mapping
 from circuitspex._shared.mappings import MAX_BYTES
 from circuitspex.errors import CircuitSpexError, SettingsError
-from circuitspex.runs import Settings, parse_value
-from circuitspex.runs.settings import DTYPES, all_settings
+from circuitspex.runs import Settings, all_settings, parse_value
+from circuitspex.runs.settings import DTYPES
 from circuitspex.units import REPLACEMENTS
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 import circuitspex as cs
 from circuitspex.errors import TaskError
 from circuitspex.runs import Settings
-from circuitspex.tasks import Targets, identify, tokens_read
-from circuitspex.tasks.metrics import METRICS, declare, get, is_positive_when_solved
+from circuitspex.tasks import METRICS, Targets, identify, tokens_read
+from circuitspex.tasks.metrics import declare, get, is_positive_when_solved
 
 # Probabilities that are easy to work with by hand; row 1 has one wrong answer, row 0 three.
 P = [[0.5, 0.2, 0.1, 0.15, 0.05], [0.1, 0.1, 0.6, 0.1, 0.1]]

@@ -9,8 +9,17 @@ from torch.testing import assert_close
 import circuitspex as cs
 from circuitspex.errors import AblationError
 from circuitspex.runs import Settings
-from circuitspex.units import REPLACEMENTS, Replacement, StandIns, mean, resample
-from circuitspex.units.replacements import Mean, Resample, Zero, get, read_sequences
+from circuitspex.units import (
+    REPLACEMENTS,
+    Mean,
+    Replacement,
+    Resample,
+    StandIns,
+    Zero,
+    mean,
+    resample,
+)
+from circuitspex.units.replacements import get, read_sequences
 
 PROMPTS = [[1, 2, 3], [4, 5]]
 

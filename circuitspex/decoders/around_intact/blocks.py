@@ -50,7 +50,7 @@ def as_blocks(block: Int[np.ndarray, " units"]) -> Bool[np.ndarray, "blocks unit
     return block[None] == np.arange(block.max() + 1)[:, None]
 
 
-def test_blocks(
+def measure_blocks(
     contexts: Contexts, n_blocks: int, n_rounds: int, rng: np.random.Generator
 ) -> BlockTests:
     """Ablate random blocks of units, all of them in every round, with gradients.

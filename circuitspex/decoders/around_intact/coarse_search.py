@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitspex._shared import Interaction, SampledDifferentiableSetFunction
-from circuitspex.decoders.around_intact.blocks import BlockTests, as_blocks, test_blocks
+from circuitspex.decoders.around_intact.blocks import BlockTests, as_blocks, measure_blocks
 from circuitspex.decoders.around_intact.contexts import Contexts
 from circuitspex.decoders.around_intact.expansion import Expansion
 from circuitspex.decoders.around_intact.lattice import Lattice, best_units
@@ -59,7 +59,7 @@ class Search:
         n_rounds = min(n_rounds, max(1, affordable // min(_FEWEST_BLOCKS, n_blocks)))
         n_blocks = min(n_blocks, affordable // n_rounds)
         if n_blocks >= 2:
-            self.tests = test_blocks(self.contexts, n_blocks, n_rounds, self.rng)
+            self.tests = measure_blocks(self.contexts, n_blocks, n_rounds, self.rng)
         self.report |= {"n_blocks": n_blocks, "n_rounds": n_rounds if self.tests else 0}
 
     def units(self, limit: int) -> None:
