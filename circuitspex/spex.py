@@ -19,7 +19,7 @@ from circuitspex.ablation import Ablated, ablate
 from circuitspex.algebra import Interactions, all_kept
 from circuitspex.circuits import Circuit, CircuitReport, best_circuit, verify_circuit
 from circuitspex.decoders.measuring import Decoder
-from circuitspex.errors import DecoderError, HookError, ResultError, TaskWarning
+from circuitspex.errors import HookError, ResultError, TaskWarning
 from circuitspex.evaluation import (
     Evaluation,
     LocalRunner,
@@ -272,24 +272,18 @@ class CircuitSpex:
         Raises:
             DecoderError: If the decoder does not have or cannot use an option, or is a decoder that
                 was made already and options are given beside it.
-        """
-        shared = {
-            "keep_rate": keep_rate,
-            "max_order": max_order,
-            "prompts_per_mask": prompts_per_mask,
-        }
-        given = {k: value for k, value in {**shared, **options}.items() if value is not None}
-        if isinstance(decoder, str):
-            sizes = {"n_units": self.n_units, "n_prompts": self.n_prompts}
-            choice = decoders.choose(decoder, budget=budget, **sizes, **given)
-            decoder, reason = choice.decoder, choice.reason
-        elif given:
-            raise DecoderError(
-                f"{', '.join(given)} cannot be given beside a decoder that was made already. Give "
-                f"them to {type(decoder).__name__}(...), or name the decoder."
-            )
-        else:
-            reason = "it was passed"
+        """  # noqa: DOC502 - raised where it is chosen
+        choice = decoders.choose(
+            decoder,
+            budget=budget,
+            n_units=self.n_units,
+            n_prompts=self.n_prompts,
+            keep_rate=keep_rate,
+            max_order=max_order,
+            prompts_per_mask=prompts_per_mask,
+            **options,
+        )
+        decoder = choice.decoder
         self._spec = Spec(
             self.spec.evaluation,
             {
@@ -299,7 +293,7 @@ class CircuitSpex:
                 "seed": seed,
             },
             self.spec.versions,
-            asked={**self._settings, "decoder_reason": reason},
+            asked={**self._settings, "decoder_reason": choice.reason},
         )
         self._tracker.start(self._spec)
         started, before = perf_counter(), self.evaluation.n_evaluated

@@ -132,6 +132,10 @@ def discover_command(
         Path | None,
         typer.Option(help="YAML or JSON file of settings; options given as well override it."),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any setting by name; may be repeated."),
+    ] = None,
     out: _Out = None,
     wandb: _Wandb = None,
     wandb_project: Annotated[str, typer.Option(help="Project to log to.")] = "circuitspex",
@@ -146,7 +150,7 @@ def discover_command(
 ) -> None:
     """Find a circuit of interacting units. Without options: on a toy model, within a minute."""
     with readable_errors():
-        settings = _read_settings(config, assignments or [], given)
+        settings = _read_settings(config, assignments or [], option or [], given)
         folder = out or default_folder(settings)
         tracker = wandb_tracker(
             project=wandb_project,
@@ -190,19 +194,25 @@ def default_folder(settings: Settings) -> Path:
 
 
 def _read_settings(
-    config: Path | None, assignments: list[str], options: Mapping[str, str | None]
+    config: Path | None, assignments: list[str], options: list[str], flags: Mapping[str, str | None]
 ) -> Settings:
     # Put together: what comes later overrides.
     given = {} if config is None else {setting_name(k): v for k, v in read_mapping(config).items()}
-    for text in assignments:
+    written_out = [f"{name}={text}" for name, text in flags.items() if text is not None]
+    return Settings.from_mapping(given | _assigned(assignments) | _assigned(written_out + options))
+
+
+def _assigned(texts: list[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for text in texts:
         key, sign, value = text.partition("=")
         if not sign:
             raise SettingsError(f"{text!r} is no assignment; write NAME=VALUE, as in budget=2000.")
         name = setting_name(key)
+        if name in given:
+            raise SettingsError(f"the setting {name!r} is given twice; give it once.")
         given[name] = parse_value(name, value)
-    texts = {name: text for name, text in options.items() if text is not None}
-    given |= {name: parse_value(name, text) for name, text in texts.items()}
-    return Settings.from_mapping(given)
+    return given
 
 
 def _make_workers(

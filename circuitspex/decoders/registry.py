@@ -115,7 +115,7 @@ class Choice:
 
 
 def choose(
-    name: str = AUTO,
+    decoder: str | Decoder = AUTO,
     *,
     budget: int | None = None,
     n_units: int | None = None,
@@ -124,13 +124,15 @@ def choose(
 ) -> Choice:
     """Make the decoder that is named, or pick one, for a set function made of a model.
 
+    A decoder that was made already is taken as it is, and brings all of its options along.
+
     ``auto`` is ``exact`` where all masks fit the budget, else ``hybrid``; where these cannot use
     the options that are asked for, it is the first of the others that can. A keep rate that is
     not asked for is the decoder's :attr:`~circuitspex.decoders.Decoder.model_keep_rate`; any other
     option that is None is the decoder's default.
 
     Args:
-        name: One of :data:`DECODERS`, or ``auto``.
+        decoder: One of :data:`DECODERS`, ``auto``, or a decoder.
         budget: Evaluations to spend; None where it is not known yet.
         n_units: How many units there are; None where it is not known yet.
         n_prompts: How many prompts there are.
@@ -141,11 +143,18 @@ def choose(
 
     Raises:
         DecoderError: If the decoder has no such option or cannot use its value; with ``auto``, if
-            none can.
+            none can; or if options are given beside a decoder that was made already.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    if name != AUTO:
-        return Choice(_for_model(name, given), "it was asked for")
+    if not isinstance(decoder, str):
+        if given:
+            raise DecoderError(
+                f"{', '.join(given)} cannot be given beside a decoder that was made already. Give "
+                f"them to {type(decoder).__name__}(...), or name the decoder."
+            )
+        return Choice(decoder, "it was passed")
+    if decoder != AUTO:
+        return Choice(_for_model(decoder, given), "it was asked for")
     for option in given:
         if option not in all_options():
             hint = did_you_mean(option, all_options()) or "."
@@ -157,12 +166,12 @@ def choose(
     refusals: dict[str, DecoderError] = {}
     for candidate in [*first, *(other for other in DECODERS if other not in first)]:
         try:
-            decoder = _for_model(candidate, given)
+            made = _for_model(candidate, given)
         except DecoderError as refusal:
             refusals[candidate] = refusal
             continue
         refused = next(iter(refusals.values()), None)
-        return Choice(decoder, why if refused is None else str(refused).partition(". ")[0])
+        return Choice(made, why if refused is None else str(refused).partition(". ")[0])
     raise DecoderError(_telling(refusals, given))
 
 

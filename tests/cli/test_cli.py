@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -151,6 +152,43 @@ def test_a_file_of_settings_is_run_and_options_override_it(tmp_path: Path) -> No
     made = Settings(n_prompts=2, units="heads@1", budget=32)
     assert Settings.load(out / "settings.yaml") == made
     assert json.loads((out / "summary.json").read_text())["run_id"] == made.run_id
+
+
+def test_any_setting_can_be_given_by_name_and_once(tmp_path: Path) -> None:
+    lasso = ["discover", *SMALL, "--decoder", "lasso", "--keep-rate", "0.6", "--out", str(tmp_path)]
+    run(*lasso, "--option", "max-pairs=7", "--option", "n_folds=3")
+    assert Settings.load(tmp_path / "settings.yaml").options == {"max_pairs": 7, "n_folds": 3}
+    for twice in (["--option", "n_folds=4"], ["--n-folds", "3"]):
+        text = fail(*lasso, "--option", "n-folds=3", *twice)
+        assert "the setting 'n_folds' is given twice" in text
+    assert "did you mean 'max_pairs'" in fail(*lasso, "--option", "max_pair=7")
+    assert "'n_folds' is no assignment" in fail(*lasso, "--option", "n_folds")
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a shell does."""
+    words = [sys.executable, "-m", "circuitspex.cli", "discover", *SMALL, *arguments]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_an_option_of_a_decoder_reaches_the_result(tmp_path: Path) -> None:
+    lasso = ["--decoder", "lasso", "--keep-rate", "0.6", "--out", str(tmp_path)]
+    done = call(*lasso, "--n-folds", "3")
+    assert done.returncode == 0, done.stderr
+    options = json.loads((tmp_path / "spec.json").read_text())["discovery"]["options"]
+    assert (options["n_folds"], options["keep_rate"]) == (3, 0.6)
+
+
+@pytest.mark.slow
+def test_a_bad_option_of_a_decoder_is_one_line(tmp_path: Path) -> None:
+    done = call("--decoder", "lasso", "--n-folds", "1", "--out", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: SettingsError: decoder 'lasso': n_folds must be a whole number")
+    assert "got 1." in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

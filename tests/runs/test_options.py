@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import circuitspex as cs
 from circuitspex import Spec, decoders
+from circuitspex.cli import app
 from circuitspex.errors import DecoderError, SettingsError
-from circuitspex.runs import DECIDES, Settings, all_settings, parse_value
+from circuitspex.runs import DECIDES, Settings, all_settings, discover, parse_value
+from circuitspex.units import parse_units
 
 TRIED: dict[str, list[Any]] = {
     "among": [["L0H1", 3], [], [0.5]],
@@ -69,3 +73,67 @@ def test_every_character_survives_a_file(word: str, tmp_path: Path) -> None:
     made = Settings(model=word)
     made.save(tmp_path / "run.yaml")
     assert Settings.load(tmp_path / "run.yaml") == made
+
+
+def hashes(spec: Spec) -> tuple[str, str]:
+    return spec.evaluation_hash, spec.run_hash
+
+
+def from_python(toy: Any, n_prompts: int, units: str, **asked: Any) -> Spec:
+    task = cs.tasks.induction(toy, n_prompts=n_prompts, seed=0)
+    with cs.CircuitSpex(toy, task, parse_units(units, toy)) as spex:
+        spex.discover(**asked)
+        return spex.spec
+
+
+@pytest.mark.slow
+def test_the_default_run_is_the_same_by_every_route(toy: Any, tmp_path: Path) -> None:
+    python = from_python(toy, 16, "heads", budget=4096)
+    runs = discover(Settings(), tmp_path / "runs").spec
+    done = CliRunner().invoke(app, ["discover", "--out", str(tmp_path / "cli")])
+    assert done.exit_code == 0, done.output
+    line = Spec.load(tmp_path / "cli" / "spec.json")
+    assert hashes(python) == hashes(runs) == hashes(line)
+
+
+SMALL = {"units": "heads@1", "n_prompts": 2, "budget": 64, "decoder": "lasso", "n_folds": 3}
+
+
+def test_a_run_with_options_is_the_same_by_every_route(toy: Any, tmp_path: Path) -> None:
+    python = from_python(toy, **SMALL)
+    made = decoders.LassoDecoder(keep_rate=0.95, n_folds=3)
+    passed = from_python(
+        toy, **{k: SMALL[k] for k in ("units", "n_prompts", "budget")}, decoder=made
+    )
+    runs = discover(Settings.from_mapping(SMALL), tmp_path, model=toy).spec
+    assert hashes(python) == hashes(passed) == hashes(runs)
+    other = discover(Settings.from_mapping({**SMALL, "n_folds": 4}), tmp_path, model=toy).spec
+    assert other.evaluation_hash == runs.evaluation_hash
+    assert other.run_hash != runs.run_hash
+
+
+def test_options_beside_a_made_decoder_are_refused(toy: Any) -> None:
+    asked = {"decoder": decoders.LassoDecoder(), "budget": 64, "keep_rate": 0.9, "n_folds": 3}
+    with pytest.raises(
+        DecoderError, match=r"keep_rate, n_folds cannot be .* to LassoDecoder\(\.\.\."
+    ):
+        from_python(toy, 2, "heads@1", **asked)
+
+
+def test_another_report_of_a_run_evaluates_nothing_for_its_discovery(
+    toy: Any, tmp_path: Path
+) -> None:
+    settings = Settings.from_mapping({**SMALL, "keep_rate": 0.6, "verify": 2, "circuit_size": 2})
+    first = discover(settings, tmp_path, model=toy)
+    before = (tmp_path / "interactions.json").read_bytes()
+    fewer = discover(replace(settings, verify=1, circuit_size=1), tmp_path, model=toy)
+    assert fewer.n_evaluated == 0
+    assert fewer.n_replayed >= first.interactions.n_evaluations > 0
+    more = discover(replace(settings, verify=6), tmp_path, model=toy)
+    assert more.verification is not None
+    assert more.n_replayed >= first.interactions.n_evaluations
+    assert more.n_evaluated <= more.verification.n_evaluations
+    assert (tmp_path / "interactions.json").read_bytes() == before
+    assert hashes(first.spec) == hashes(fewer.spec) == hashes(more.spec)
+    assert fewer.circuit is not None
+    assert len(fewer.circuit.units) == 1
