@@ -1,6 +1,7 @@
 """From a sweep file to the settings of every run, in W&B's order."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,14 +43,18 @@ def expand(sweep: SweepFile, *, n_runs: int | None = None, seed: int = 0) -> lis
     runs: list[Settings] = []
     distinct: set[str] = set()
     for i, values in enumerate(chosen):
-        if i == MAX_RUNS:
-            raise SweepError(f"the sweep has more than {MAX_RUNS:,} runs; cap it with run_cap.")
+        _refuse_too_many(i + 1)
         settings = _make(i, sweep.fixed | values)
         if _is_full(sweep, distinct, settings):
             break
         distinct.add(settings.run_id)
         runs.append(settings)
     return runs
+
+
+def _refuse_too_many(n_runs: int) -> None:
+    if n_runs > MAX_RUNS:
+        raise SweepError(f"the sweep has more than {MAX_RUNS:,} runs; cap it with run_cap.")
 
 
 def _is_full(sweep: SweepFile, runs: set[str], another: Settings) -> bool:
@@ -59,6 +64,8 @@ def _is_full(sweep: SweepFile, runs: set[str], another: Settings) -> bool:
 
 def _grid(sweep: SweepFile) -> Iterator[dict[str, Any]]:
     lists = [_values(name, entry) for name, entry in sweep.parameters.items()]
+    if sweep.run_cap is None:
+        _refuse_too_many(math.prod(map(len, lists)))  # before any is made, which takes its time
     for combination in itertools.product(*lists):
         yield dict(zip(sweep.parameters, combination, strict=True))
 

@@ -178,7 +178,6 @@ def test_grids_of_what_has_no_list_are_refused() -> None:
         sweeps.expand(parse_sweep(sweep({"seed": {"min": 0, "max": 10**9}})))
 
 
-@pytest.mark.slow
 def test_a_grid_of_too_many_runs_is_refused() -> None:
     lists = {"seed": {"values": list(range(400))}, "budget": {"values": list(range(1, 400))}}
     with pytest.raises(SweepError, match="more than 100,000 runs"):
