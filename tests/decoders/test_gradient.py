@@ -150,6 +150,7 @@ def test_the_strongest_pairs_are_among_the_verified(bend, hubs):
         assert len(verified & set(strongest)) >= 11, (seed, set(strongest) - verified)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hubs", "share"), [(True, 0.85), (False, 0.7)])
 def test_four_evaluations_per_unit_find_most_pairs(hubs, share):
     n_found = 0
@@ -197,6 +198,7 @@ def test_triples_that_no_context_showed_are_proposed_by_their_strong_pairs():
     assert set(proposed) == {t for t in touched if set(combinations(t, 2)) & pairs.keys()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.3, 0.7)])
 def test_the_strongest_triples_are_verified(shares):
     n_found = 0
@@ -374,6 +376,7 @@ def test_means_predict_what_their_coefficients_say(kind):
 # ---- the decoder ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bend", "least"), [(None, 0.97), (6.0, 0.9)])
 def test_it_predicts_fresh_masks_and_knows_how_well(bend, least):
     scores, reports = [], []
@@ -408,6 +411,7 @@ def test_intervals_cover_the_truth_of_a_random_dense_game():
     assert np.mean(covered) > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts_per_mask", ["auto", 2, "all"])
 def test_the_average_game_of_prompts_is_decoded(prompts_per_mask):
     game = PromptsGame(25, 8, keep_rate=0.8, spread=0.3)

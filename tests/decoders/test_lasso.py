@@ -52,6 +52,7 @@ def test_noiseless_games_of_order_three_are_decoded_exactly(keep_rate):
     assert found.held_out_r2 == pytest.approx(1.0, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_triples_without_a_trace_in_smaller_terms_are_found(seed):
     game = bare_triples(60, seed=seed)
@@ -65,6 +66,7 @@ def test_triples_without_a_trace_in_smaller_terms_are_found(seed):
         assert abs(float(value) - truth.get(term, 0.0)) < 5 * float(error)
 
 
+@pytest.mark.slow
 def test_triples_away_from_one_half_are_found():
     game = bare_triples(60, keep_rate=0.8)
     found = LassoDecoder(keep_rate=0.8, max_order=3).decode(
@@ -94,6 +96,7 @@ def test_relabelling_units_relabels_triples():
     assert found == pytest.approx(renamed, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_strong_pairs_and_strong_units_lead_to_triples():
     # (1, 2) is a strong pair, whose triple ends in an idle unit; 10, 20, 30 are strong alone
     support = [(10,), (20,), (30,), (1, 2), (1, 2, 39), (10, 20, 30), (33, 34, 35)]

@@ -235,6 +235,7 @@ def test_the_sparse_moebius_transform_is_exact_at_published_sizes(
         assert found.held_out_r2 == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_units", "counts", "limit"),
     [
@@ -294,6 +295,7 @@ def test_rounds_are_batched():
 # What is not sparse, not exact, not enough
 
 
+@pytest.mark.slow
 def test_a_dense_tail_leaves_the_strongest_and_spends_the_budget():
     rng = np.random.default_rng(0)
     game = planted(120, {2: 6})

@@ -35,6 +35,7 @@ def test_an_index_is_a_dictionary(batches):
     assert everything_in(index) == {key: value for key, value in truth.items() if value < 50}
 
 
+@pytest.mark.slow
 @given(st.integers(1, 300))
 def test_there_are_few_runs_to_search(n_batches):
     index = Index("<f8")

@@ -57,6 +57,7 @@ def test_whole_numbers_stay_whole() -> None:
     assert [type(value) for value in values] == [int, int]
 
 
+@pytest.mark.slow
 def test_random_draws_repeat_and_follow_the_seed() -> None:
     drawn = parse_sweep(sweep({"keep_rate": {"min": 0.5, "max": 0.9}}, method="random"))
     runs = sweeps.expand(drawn, n_runs=200, seed=3)

@@ -435,6 +435,7 @@ def test_an_agent_of_wandb_runs_our_command(
     assert "Ignor" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["${args_no_hyphens}"], ["${args_no_equals}"], ["--config", "${args_json_file}"]],
