@@ -40,7 +40,7 @@ from circuitspex.evaluation.store import MemoryStore
 from circuitspex.runs import Settings, discover
 from circuitspex.tasks import logit_difference
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parents[1]
 LENGTHS = (5, 7, 5)

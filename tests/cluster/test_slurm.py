@@ -32,7 +32,7 @@ from circuitspex.cluster import (
 from circuitspex.cluster.slurm import log_of
 from circuitspex.errors import ClusterError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]
+pytestmark = pytest.mark.slow
 
 REQUIRED = "CIRCUITSPEX_REQUIRE_SLURM"
 FIVE_MINUTES = Resources(minutes=5)

@@ -11,7 +11,7 @@ from strangers import fuzz_results, fuzz_shards
 from trials import TRIALS, World, finish, small_disk
 from writers import lose_nothing
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("many processes")]
+pytestmark = pytest.mark.slow
 
 TIMES = {"kill -9 at a random moment": 6}
 
